@@ -1,0 +1,87 @@
+"""The queries of the benchmarks, as ASTs over the data set.
+
+``instance`` makes queries that differ in a literal only, so that a repetition is not answered
+from what an earlier one left in the server.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.protocol_client import DesiredQuery, ast_query
+
+Ast = dict[str, Any]
+
+_ISSUE_COMMENTS = {"parentField": ["id"], "childField": ["issue_id"]}
+
+
+def simple(column: str, op: str, value: Any) -> Ast:
+    return {
+        "type": "simple",
+        "op": op,
+        "left": {"type": "column", "name": column},
+        "right": {"type": "literal", "value": value},
+    }
+
+
+def page(rows: int, instance: int) -> DesiredQuery:
+    """The ``rows`` most recently modified issues: a flat ordered window."""
+    return ast_query(
+        {
+            "table": "issues",
+            "where": simple("short_id", ">=", instance),
+            "orderBy": [["modified", "desc"]],
+            "limit": rows,
+        }
+    )
+
+
+def tree(issues: int, instance: int) -> DesiredQuery:
+    """Issues with their comments and, through the junction, their labels: two levels."""
+    labels = {
+        "system": "client",
+        "correlation": {"parentField": ["label_id"], "childField": ["id"]},
+        "subquery": {"table": "labels", "alias": "labels"},
+    }
+    return ast_query(
+        {
+            "table": "issues",
+            "where": simple("short_id", ">=", instance),
+            "orderBy": [["modified", "desc"]],
+            "limit": issues,
+            "related": [
+                {
+                    "system": "client",
+                    "correlation": _ISSUE_COMMENTS,
+                    "subquery": {
+                        "table": "comments",
+                        "alias": "comments",
+                        "orderBy": [["created", "asc"]],
+                    },
+                },
+                {
+                    "system": "client",
+                    "hidden": True,
+                    "correlation": _ISSUE_COMMENTS,
+                    "subquery": {"table": "issue_labels", "alias": "labels", "related": [labels]},
+                },
+            ],
+        }
+    )
+
+
+def project_page(project: int, rows: int) -> DesiredQuery:
+    """The newest issues of one project."""
+    return ast_query(
+        {
+            "table": "issues",
+            "where": simple("project", "=", f"p{project:02d}"),
+            "orderBy": [["modified", "desc"]],
+            "limit": rows,
+        }
+    )
+
+
+def issue(number: int) -> DesiredQuery:
+    """One issue by its short id."""
+    return ast_query({"table": "issues", "where": simple("short_id", "=", number)})

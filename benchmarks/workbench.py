@@ -1,0 +1,149 @@
+"""What every benchmark needs around it: options, one PostgreSQL with the data set, servers.
+
+Owns the order of a run: load, then one server after the other, each alone on the machine. Must
+never measure anything itself. Invariant: all servers of a run see the same database.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import shutil
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from benchmarks import dataset, report
+from benchmarks.cluster import Cluster
+from benchmarks.protocol_client import SyncClient, ast_query
+from benchmarks.servers import KINDS, Server, ServerKind
+from benchmarks.sync_state import ClientSchema
+
+QUICK_SCALE = 0.1
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says. ``quick`` also shortens the benchmarks themselves."""
+
+    kinds: tuple[ServerKind, ...]
+    quick: bool
+    scale: float
+    workers: int
+    keep_logs: bool
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """A loaded database, ready for servers."""
+
+    options: Options
+    database_url: str
+    sizes: dataset.Sizes
+    data_mb: float
+    schema: ClientSchema
+    work_dir: Path
+
+    def server(self, kind: ServerKind) -> Server:
+        return Server(kind, self.database_url, self.work_dir, self.options.workers)
+
+    async def open_for_queries(self, server: Server) -> None:
+        """Deploy the permissions and wait until a query returns rows under them."""
+        server.allow_everything(self.schema)
+        # Its own limit: the probe must not warm any query that is measured.
+        probe = SyncClient(server.url, self.schema, [ast_query({"table": "labels", "limit": 7})])
+        await probe.connect()
+        await probe.wait_for(lambda: bool(probe.state.rows))
+        probe.close()
+
+
+@dataclass
+class Outcome:
+    """What a benchmark hands back: numbers, and sentences that qualify them."""
+
+    metrics: list[report.Metric]
+    notes: list[str]
+
+    def __iadd__(self, other: Outcome) -> Outcome:
+        self.metrics += other.metrics
+        self.notes += other.notes
+        return self
+
+
+Benchmark = Callable[[Workbench, Server], Awaitable[Outcome]]
+
+
+def parse_options(description: str, server: str) -> Options:
+    parser = argparse.ArgumentParser(description=description)
+    names = [*KINDS, "both"]
+    parser.add_argument("--server", choices=names, default=server, help="what to measure")
+    parser.add_argument("--quick", action="store_true", help=f"scale {QUICK_SCALE}, short runs")
+    parser.add_argument("--scale", type=float, help="share of the data set of 607k rows")
+    parser.add_argument("--workers", type=int, default=1, help="sync workers per server")
+    parser.add_argument("--keep-logs", action="store_true", help="keep the servers' directory")
+    arguments = parser.parse_args()
+    kinds = tuple(KINDS.values()) if arguments.server == "both" else (KINDS[arguments.server],)
+    scale = arguments.scale or (QUICK_SCALE if arguments.quick else 1.0)
+    return Options(kinds, arguments.quick, scale, arguments.workers, arguments.keep_logs)
+
+
+def main(
+    name: str, description: str | None, benchmark: Benchmark, *, server: str = "zerocache"
+) -> None:
+    """The entry point of a benchmark script; ``server`` is what it measures unless told."""
+    options = parse_options(description or name, server)
+    uvloop.run(_run(name, options, benchmark))
+
+
+async def _run(name: str, options: Options, benchmark: Benchmark) -> None:
+    work_dir = Path(tempfile.mkdtemp(prefix="zerocache-bench-"))
+    try:
+        with Cluster() as cluster:
+            bench = await asyncio.to_thread(_load, cluster, options, work_dir)
+            settings = _settings(cluster, bench)
+            report.print_header(settings)
+            results = [await _measure(bench, kind, benchmark) for kind in options.kinds]
+    finally:
+        if options.keep_logs:
+            print(f"logs: {work_dir}")
+        else:
+            shutil.rmtree(work_dir, ignore_errors=True)
+    report.print_table(results)
+    print(f"written: {report.write(name, results, settings)}")
+
+
+def _load(cluster: Cluster, options: Options, work_dir: Path) -> Workbench:
+    url = cluster.create_database("bench")
+    sizes = dataset.load(url, options.scale)
+    return Workbench(
+        options, url, sizes, dataset.size_mb(url), dataset.client_schema(), work_dir
+    )  # fmt: skip
+
+
+def _settings(cluster: Cluster, bench: Workbench) -> dict[str, Any]:
+    return {
+        "postgres": cluster.version(),
+        "rows": bench.sizes.total,
+        "data_mb": round(bench.data_mb, 1),
+        "sync_workers": bench.options.workers,
+        "quick": bench.options.quick,
+    }
+
+
+async def _measure(bench: Workbench, kind: ServerKind, benchmark: Benchmark) -> report.ServerResult:
+    server = bench.server(kind)
+    began = time.monotonic()
+    try:
+        outcome = await benchmark(bench, server)
+    finally:
+        await server.stop()
+        await asyncio.to_thread(server.drop_slots)
+    print(f"{kind.name}: measured in {time.monotonic() - began:.0f} s")
+    return report.ServerResult(
+        kind.name, kind.version(), tuple(outcome.metrics), tuple(outcome.notes)
+    )

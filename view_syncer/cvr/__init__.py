@@ -1,0 +1,1 @@
+"""Client view records: what each client group has been told."""

@@ -1,0 +1,202 @@
+"""The record of one client group: clients, desired queries, got queries, and its version.
+
+Pure state and the rules that move it (sync-protocol.md §4.3-4.5); no I/O. Every method that
+changes what clients see notes it in a :class:`ConfigChange`, from which the caller makes one
+version bump, one flush and one poke. Rows are not in here: they belong to queries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import msgspec
+
+from zerocache.protocol.client_schema import ClientSchema
+from zerocache.protocol.messages import ClearQueries, DeleteQuery, PutQuery, QueryOp
+from zerocache.protocol.versions import NEVER, ViewVersion, Watermark
+
+DEFAULT_TTL_MS = 300_000.0
+MAX_TTL_MS = 600_000.0
+
+ClientId = str
+QueryHash = str
+
+
+def clamp_ttl(ttl_ms: float | None) -> float:
+    """The TTL that counts: absent means the default, negative ("forever") the maximum."""
+    if ttl_ms is None:
+        return DEFAULT_TTL_MS
+    return MAX_TTL_MS if ttl_ms < 0 else min(float(ttl_ms), MAX_TTL_MS)
+
+
+@dataclass(slots=True)
+class Desire:
+    """One client's wish for one query. ``inactivated_at_ms`` (on the group's TTL clock) is set
+    once the client stopped wanting it; the query then lives on for ``ttl_ms``."""
+
+    ttl_ms: float
+    inactivated_at_ms: float | None = None
+
+    @property
+    def active(self) -> bool:
+        return self.inactivated_at_ms is None
+
+    def expired(self, now_ms: float) -> bool:
+        return self.inactivated_at_ms is not None and (
+            self.inactivated_at_ms + self.ttl_ms <= now_ms
+        )
+
+
+@dataclass(slots=True)
+class QueryRecord:
+    """A query of the group: an AST, or a name with arguments (JSON text). ``got`` once its
+    complete result was part of a poke."""
+
+    ast_json: bytes | None = None
+    name: str | None = None
+    args_json: bytes | None = None
+    got: bool = False
+
+
+@dataclass(slots=True)
+class ConfigChange:
+    """What a request changed: the desired patches to poke, and the rows a store must write."""
+
+    desired: dict[ClientId, list[tuple[str, QueryHash]]] = field(default_factory=dict)
+    clients: set[ClientId] = field(default_factory=set)
+    desires: set[tuple[ClientId, QueryHash]] = field(default_factory=set)
+    queries: set[QueryHash] = field(default_factory=set)
+    bump: bool = False
+    meta: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(self.bump or self.meta or self.clients or self.desires or self.queries)
+
+    def note(self, client: ClientId, op: str, query: QueryHash) -> None:
+        self.desired.setdefault(client, []).append((op, query))
+        self.desires.add((client, query))
+        self.bump = True
+
+
+@dataclass(slots=True)
+class GroupRecord:
+    """Everything durable about a client group.
+
+    ``version`` is the newest one ever promised by a *config* change; data advances move the
+    group's version further without writing here (the replica proves them).
+    """
+
+    group_id: str
+    version: ViewVersion = NEVER
+    exists: bool = False
+    client_schema: ClientSchema | None = None
+    profile_id: str | None = None
+    replica_version: Watermark | None = None
+    ttl_clock_ms: float = 0.0
+    clients: set[ClientId] = field(default_factory=set)
+    queries: dict[QueryHash, QueryRecord] = field(default_factory=dict)
+    desires: dict[tuple[ClientId, QueryHash], Desire] = field(default_factory=dict)
+
+    def add_client(self, client: ClientId, change: ConfigChange) -> None:
+        if client not in self.clients:
+            self.clients.add(client)
+            change.clients.add(client)
+            change.bump = True
+
+    def apply_query_ops(
+        self, client: ClientId, ops: Iterable[QueryOp], now_ms: float, change: ConfigChange
+    ) -> None:
+        for op in ops:
+            match op:
+                case PutQuery():
+                    self._put(client, op, change)
+                case DeleteQuery(hash=query):
+                    self._del(client, query, now_ms, change)
+                case ClearQueries():
+                    self._clear(client, change)
+
+    def delete_client(self, client: ClientId, now_ms: float, change: ConfigChange) -> None:
+        """Its desires become inactive and its record goes; unknown clients are fine."""
+        for owner, query in list(self.desires):
+            if owner == client and self.desires[owner, query].active:
+                self._del(client, query, now_ms, change)
+        if client in self.clients:
+            self.clients.discard(client)
+            change.clients.add(client)
+
+    def live_queries(self, now_ms: float) -> set[QueryHash]:
+        """Queries some client wants, or wanted recently enough."""
+        return {query for (_, query), desire in self.desires.items() if not desire.expired(now_ms)}
+
+    def next_expiry_ms(self) -> float | None:
+        """When, on the TTL clock, the next query may expire."""
+        last: dict[QueryHash, float] = {}
+        for (_, query), desire in self.desires.items():
+            end = float("inf")
+            if desire.inactivated_at_ms is not None:
+                end = desire.inactivated_at_ms + desire.ttl_ms
+            last[query] = max(last.get(query, 0.0), end)
+        ends = [end for end in last.values() if end != float("inf")]
+        return min(ends, default=None)
+
+    def drop_query(self, query: QueryHash, change: ConfigChange) -> None:
+        """Forget an expired query and all desires for it."""
+        if self.queries.pop(query, None) is not None:
+            change.queries.add(query)
+        for key in [key for key in self.desires if key[1] == query]:
+            del self.desires[key]
+            change.desires.add(key)
+
+    def desired_of(self, query: QueryHash) -> set[ClientId]:
+        return {client for client, wanted in self.desires if wanted == query}
+
+    def active_desires(self) -> dict[ClientId, list[QueryHash]]:
+        found: dict[ClientId, list[QueryHash]] = {}
+        for (client, query), desire in self.desires.items():
+            if desire.active:
+                found.setdefault(client, []).append(query)
+        return found
+
+    def _put(self, client: ClientId, op: PutQuery, change: ConfigChange) -> None:
+        if op.hash in INTERNAL_HASHES:
+            return
+        if op.hash not in self.queries:
+            if not op.is_defined:
+                raise ValueError(
+                    f"query {op.hash!r} is new to the client group but has neither an AST nor a "
+                    "name with arguments"
+                )
+            self.queries[op.hash] = _query_record(op)
+            change.queries.add(op.hash)
+        ttl = clamp_ttl(op.ttl_ms)
+        desire = self.desires.get((client, op.hash))
+        if desire is not None and desire.active and ttl <= desire.ttl_ms:
+            return
+        self.desires[client, op.hash] = Desire(ttl)
+        change.note(client, "put", op.hash)
+
+    def _del(self, client: ClientId, query: QueryHash, now_ms: float, change: ConfigChange) -> None:
+        desire = self.desires.get((client, query))
+        if desire is None or not desire.active:
+            # Echoed all the same, or the client would repeat it at every reconnect (§9.18).
+            change.desired.setdefault(client, []).append(("del", query))
+            change.bump = True
+            return
+        desire.inactivated_at_ms = now_ms
+        change.note(client, "del", query)
+
+    def _clear(self, client: ClientId, change: ConfigChange) -> None:
+        for owner, query in list(self.desires):
+            if owner == client:
+                del self.desires[owner, query]
+                change.note(client, "del", query)
+
+
+INTERNAL_HASHES = frozenset({"lmids", "mutationResults"})
+
+
+def _query_record(op: PutQuery) -> QueryRecord:
+    if op.ast_json is not None:
+        return QueryRecord(ast_json=op.ast_json)
+    return QueryRecord(name=op.name, args_json=msgspec.json.encode(op.args))

@@ -1,0 +1,1 @@
+"""Incremental view maintenance: the query engine. No sockets, no asyncio, no Postgres."""

@@ -1,0 +1,219 @@
+"""Rows as patch operations, built by SQLite's JSON functions.
+
+Python never looks at a column value: a ``put`` is one string per row straight from SQLite
+(sync-protocol.md §3.2-3.8). What to select depends on the client schema, so encoders are made per
+:class:`ClientTables` and used by every client group that shares it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import apsw
+import msgspec
+
+from view_syncer.ivm.levels import rowid_array
+from view_syncer.ivm.pipeline import Delta
+from zerocache.errors import UnsafeIntegerError
+from zerocache.replica.schema import ReplicaColumn, ReplicaSchema
+from zerocache.replica.sql import literal, quote
+
+UNSAFE_FUNCTION = "zc_unsafe_integer"
+_MAX_SAFE = 2**53 - 1
+_EXACT_SMALL = frozenset({"int2", "int4", "float4", "float8", "date", "time", "timetz"})
+
+
+@dataclass(frozen=True, slots=True)
+class SyncedTable:
+    """A table as one client schema declares it: the columns it reads and the key it uses."""
+
+    name: str
+    columns: tuple[str, ...]
+    key: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PatchSql:
+    """``put`` and ``del_`` each select (rowid, text) for the rowids bound to the only parameter."""
+
+    put: str
+    del_: str
+
+
+@dataclass(frozen=True)
+class ClientTables:
+    """The tables of one client schema, or the internal ones. Equal ``digest`` = equal content."""
+
+    digest: str
+    tables: Mapping[str, SyncedTable]
+    custom: Mapping[str, PatchSql] = field(default_factory=dict)
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ClientTables) and other.digest == self.digest
+
+    @property
+    def row_keys(self) -> dict[str, tuple[str, ...]]:
+        return {name: table.key for name, table in self.tables.items()}
+
+
+@dataclass(slots=True)
+class RowPatch:
+    """Patch operations of one pipeline for one client schema.
+
+    ``dels`` carry table and rowid (in the older snapshot) so that a group can drop the deletion
+    of a row another of its queries still holds. All dels of a poke go before all puts: a key that
+    moved to another row is then put again after its deletion.
+    """
+
+    dels: list[tuple[str, int, str]] = field(default_factory=list)
+    puts: list[str] = field(default_factory=list)
+
+
+def register_functions(db: apsw.Connection) -> None:
+    """SQL functions the compiled statements and the encoders call."""
+    db.create_scalar_function("zc_lower", _lower, 1, deterministic=True)
+    db.create_scalar_function(UNSAFE_FUNCTION, _unsafe_integer, 3, deterministic=True)
+
+
+def _lower(*arguments: Any) -> Any:
+    (value,) = arguments
+    return value.lower() if isinstance(value, str) else value
+
+
+def _unsafe_integer(*arguments: Any) -> Any:
+    table, column, value = arguments
+    raise UnsafeIntegerError(
+        f"column {column!r} of table {table!r} holds {value}, which is outside ±(2^53-1) and has "
+        "no exact JSON number; store it as text, or keep it out of the client schema"
+    )
+
+
+class Encoder:
+    """Encodes rows for one client schema; the statements are built once per table."""
+
+    def __init__(self, client: ClientTables, schema: ReplicaSchema) -> None:
+        self.client = client
+        self._schema = schema
+        self._sql: dict[str, PatchSql | None] = dict(client.custom)
+
+    def puts(self, db: apsw.Connection, rows: Mapping[str, Collection[int]]) -> list[str]:
+        """A ``put`` for each of the rows (by table) that exists in ``db``."""
+        found: list[str] = []
+        for table, rowids in rows.items():
+            sql = self._table(table)
+            if sql is not None and rowids:
+                found.extend(text for _, text in db.execute(sql.put, (rowid_array(rowids),)))
+        return found
+
+    def delta(
+        self,
+        old: apsw.Connection,
+        new: apsw.Connection,
+        delta: Delta,
+    ) -> RowPatch:
+        patch = RowPatch()
+        for table, change in delta.items():
+            sql = self._table(table)
+            if sql is None:
+                continue
+            if change.left:
+                patch.dels.extend(self._dels(old, sql, table, change.left))
+            if change.edited:
+                patch.dels.extend(self._rekeyed(old, new, sql, table, change.edited))
+            current = change.entered | change.edited
+            if current:
+                rows = new.execute(sql.put, (rowid_array(current),))
+                patch.puts.extend(text for _, text in rows)
+        return patch
+
+    def dels(
+        self, db: apsw.Connection, rows: Mapping[str, Collection[int]]
+    ) -> list[tuple[str, int, str]]:
+        """A ``del`` (with table and rowid) for each of the rows that exists in ``db``."""
+        found: list[tuple[str, int, str]] = []
+        for table, rowids in rows.items():
+            sql = self._table(table)
+            if sql is not None and rowids:
+                found.extend(self._dels(db, sql, table, rowids))
+        return found
+
+    def _dels(
+        self, old: apsw.Connection, sql: PatchSql, table: str, rowids: Iterable[int]
+    ) -> list[tuple[str, int, str]]:
+        return [
+            (table, rowid, text) for rowid, text in old.execute(sql.del_, (rowid_array(rowids),))
+        ]
+
+    def _rekeyed(
+        self,
+        old: apsw.Connection,
+        new: apsw.Connection,
+        sql: PatchSql,
+        table: str,
+        rowids: Collection[int],
+    ) -> list[tuple[str, int, str]]:
+        """Deletions of the keys that edited rows had before, where the key changed. The rowid is
+        given as 0: such a deletion stands whoever holds the row."""
+        before = dict(old.execute(sql.del_, (rowid_array(rowids),)))
+        after = dict(new.execute(sql.del_, (rowid_array(rowids),)))
+        return [(table, 0, text) for r, text in before.items() if after.get(r) != text]
+
+    def _table(self, name: str) -> PatchSql | None:
+        if name not in self._sql:
+            table = self.client.tables.get(name)
+            # Rows of undeclared tables make clients before 1.2 reject the whole poke.
+            self._sql[name] = None if table is None else self._build(table)
+        return self._sql[name]
+
+    def _build(self, table: SyncedTable) -> PatchSql:
+        columns = self._schema[table.name].columns
+        head = msgspec.json.encode(table.name).decode()
+        put = f'{{"op":"put","tableName":{head},"value":'
+        del_ = f'{{"op":"del","tableName":{head},"id":'
+        return PatchSql(
+            _select(table.name, put, [columns[c] for c in table.columns]),
+            _select(table.name, del_, [columns[c] for c in table.key]),
+        )
+
+
+_MAX_ARGUMENTS = 60
+"""Columns per json_object call; SQLite limits a function to 127 arguments by default."""
+
+
+def _select(table: str, head: str, columns: list[ReplicaColumn]) -> str:
+    chunks = [columns[i : i + _MAX_ARGUMENTS] for i in range(0, len(columns), _MAX_ARGUMENTS)]
+    objects = [f"json_object({_pairs(table, chunk)})" for chunk in chunks]
+    value = objects[0]
+    if len(objects) > 1:
+        # Cut by length, not by trimming: the last value of a chunk may end in braces itself.
+        value = " || ',' || ".join(f"substr({o}, 2, length({o}) - 2)" for o in objects)
+        value = f"'{{' || {value} || '}}'"
+    return (
+        f"SELECT _rowid_, {literal(head)} || {value} || '}}' "  # noqa: S608 (quoted parts only)
+        f"FROM {quote(table)} WHERE _rowid_ IN (SELECT value FROM carray(?))"
+    )
+
+
+def _pairs(table: str, columns: Iterable[ReplicaColumn]) -> str:
+    return ", ".join(f"{literal(c.name)}, {_json_value(table, c)}" for c in columns)
+
+
+def _json_value(table: str, column: ReplicaColumn) -> str:
+    name = quote(column.name)
+    match column.client_type:
+        case "boolean":
+            return f"json(CASE {name} WHEN 0 THEN 'false' WHEN 1 THEN 'true' END)"
+        case "json":
+            return f"json({name})"
+        case "number" if column.upstream_type not in _EXACT_SMALL:
+            return (
+                f"CASE WHEN typeof({name}) = 'integer' AND {name} NOT BETWEEN {-_MAX_SAFE} AND "
+                f"{_MAX_SAFE} THEN {UNSAFE_FUNCTION}({literal(table)}, {literal(column.name)}, "
+                f"{name}) ELSE {name} END"
+            )
+    return name

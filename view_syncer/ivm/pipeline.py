@@ -1,0 +1,225 @@
+"""A pipeline: one query instance, the rows it needs on the client, and their maintenance.
+
+Shared by every client group that asks the same. Invariant, and test oracle: after every
+:meth:`Pipeline.apply`, the row set equals that of a fresh hydration at the same snapshot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+
+import apsw
+
+from view_syncer.ivm.changes import Batch
+from view_syncer.ivm.levels import LevelDelta, LevelState, level_state, rowid_array
+from view_syncer.ivm.plan import Partition, Plan, partition_of
+from zerocache.protocol.versions import Watermark
+from zerocache.replica.schema import VERSION_COLUMN
+from zerocache.replica.sql import quote
+from zerocache.zql.shape import Instance
+
+SupportListener = Callable[["Pipeline", int, Collection[Partition], Collection[Partition]], None]
+"""Called with (pipeline, level, gained, lost) whenever a level's supported partitions change."""
+
+
+@dataclass(slots=True)
+class TableDelta:
+    """Net effect on one table's rows, as sets of rowids that do not overlap.
+
+    ``entered``: now needed, was not. ``left``: was needed, is not (or no longer exists).
+    ``edited``: needed before and after, content may differ.
+    """
+
+    entered: set[int] = field(default_factory=set)
+    left: set[int] = field(default_factory=set)
+    edited: set[int] = field(default_factory=set)
+
+    def __bool__(self) -> bool:
+        return bool(self.entered or self.left or self.edited)
+
+
+Delta = dict[str, TableDelta]
+
+
+class Pipeline:
+    """One query instance over one replica.
+
+    * The owner calls :meth:`hydrate` once, then :meth:`apply` for every batch that touches it,
+      in order, each with the newer snapshot of that batch.
+    * ``touched`` of :meth:`apply` must include, per level, every changed row that satisfies the
+      level's route before or after, and every row an EXISTS change may have affected.
+    """
+
+    def __init__(self, plan: Plan, instance: Instance, on_support: SupportListener) -> None:
+        self.plan = plan
+        self.instance = instance
+        self.params = dict(instance.params)
+        self._on_support = on_support
+        self.levels: list[LevelState] = [level_state(lv, self.params) for lv in plan.levels]
+        self.hydrated_rows = 0
+
+    def holds(self, table: str, rowid: int) -> bool:
+        return any(
+            rowid in self.levels[level.index].members
+            for level in self.plan.levels_of_table.get(table, ())
+        )
+
+    def rows(self) -> dict[str, set[int]]:
+        """The row set: rowids by table."""
+        found: dict[str, set[int]] = {}
+        for state in self.levels:
+            found.setdefault(state.level.table, set()).update(state.members)
+        return found
+
+    def row_count(self) -> int:
+        return sum(len(rows) for rows in self.rows().values())
+
+    def hydrate(self, db: apsw.Connection) -> None:
+        for state in self.levels:
+            level = state.level
+            if level.parent is not None:
+                self._on_support(self, level.index, state.support.keys(), ())
+            state.hydrate(db, state.support.keys())
+            self._support_children(state, LevelDelta(entered=state.members), {}, {})
+        self.hydrated_rows = self.row_count()
+
+    def release(self) -> None:
+        """Withdraw every supported partition from the listener's routing."""
+        for state in self.levels:
+            if state.level.parent is not None:
+                self._on_support(self, state.level.index, (), state.support.keys())
+
+    def apply(
+        self, db: apsw.Connection, touched: Mapping[int, Collection[int]], batch: Batch
+    ) -> Delta:
+        """Advance by one batch. ``touched``: level index -> rowids to look at again."""
+        gained: dict[int, list[Partition]] = {}
+        lost: dict[int, list[Partition]] = {}
+        deltas: list[LevelDelta] = []
+        for state in self.levels:
+            index = state.level.index
+            candidates = self._to_evaluate(state, touched.get(index, ()), batch)
+            up, down = gained.get(index, ()), lost.get(index, ())
+            if up or down:
+                self._on_support(self, index, up, down)
+            if candidates or up or down:
+                delta = state.update(db, candidates, up, down)
+                self._support_children(state, delta, gained, lost)
+            else:
+                delta = LevelDelta()
+            deltas.append(delta)
+        return self._net(deltas, touched, batch)
+
+    def rehydrate(self, db: apsw.Connection, old_version: Watermark) -> Delta:
+        """Recompute everything at ``db`` and report the difference: always correct, and cheaper
+        than :meth:`apply` when much of the row set changed."""
+        before = self.rows()
+        self.release()
+        self.levels = [level_state(lv, self.params) for lv in self.plan.levels]
+        self.hydrate(db)
+        after = self.rows()
+        result: Delta = {}
+        for table in before.keys() | after.keys():
+            old, new = before.get(table, set()), after.get(table, set())
+            delta = TableDelta(
+                new - old, old - new, changed_since(db, table, old & new, old_version)
+            )
+            if delta:
+                result[table] = delta
+        return result
+
+    def _to_evaluate(self, state: LevelState, rowids: Collection[int], batch: Batch) -> list[int]:
+        """Leaves out members whose change cannot matter here (a plain edit of other columns)."""
+        if not rowids:
+            return []
+        changes = batch.tables.get(state.level.table)
+        if changes is None:
+            return list(rowids)
+        changed = changes.rowids()
+        relevant = state.level.relevant
+        return [r for r in rowids if r not in changed or changes.differs(r, relevant)]
+
+    def _support_children(
+        self,
+        state: LevelState,
+        delta: LevelDelta,
+        gained: dict[int, list[Partition]],
+        lost: dict[int, list[Partition]],
+    ) -> None:
+        for link in state.level.links:
+            support = self.levels[link.child].support
+            net: dict[Partition, int] = {}
+            for values in delta.entered.values():
+                partition = partition_of(values, link.positions)
+                if partition is not None:
+                    net[partition] = net.get(partition, 0) + 1
+            for values in delta.left.values():
+                partition = partition_of(values, link.positions)
+                if partition is not None:
+                    net[partition] = net.get(partition, 0) - 1
+            for partition, change in net.items():
+                if not change:
+                    continue
+                count = support.get(partition, 0)
+                if count + change:
+                    support[partition] = count + change
+                else:
+                    del support[partition]
+                    lost.setdefault(link.child, []).append(partition)
+                if not count:
+                    gained.setdefault(link.child, []).append(partition)
+
+    def _net(
+        self,
+        deltas: list[LevelDelta],
+        touched: Mapping[int, Collection[int]],
+        batch: Batch,
+    ) -> Delta:
+        result: Delta = {}
+        for table, levels in self.plan.levels_of_table.items():
+            entered: set[int] = set()
+            left: set[int] = set()
+            for level in levels:
+                entered |= deltas[level.index].entered.keys()
+                left |= deltas[level.index].left.keys()
+            gone = {r for r in left if not self.holds(table, r)}
+            fresh = {r for r in entered - left if not self._held_before(table, r, deltas)}
+            changes = batch.tables.get(table)
+            edited: set[int] = set()
+            if changes is not None:
+                changed = changes.rowids()
+                looked_at: set[int] = set()
+                for level in levels:
+                    looked_at.update(touched.get(level.index, ()))
+                looked_at |= entered
+                edited = {
+                    r
+                    for r in looked_at
+                    if r in changed and r not in fresh and r not in gone and self.holds(table, r)
+                }
+            delta = TableDelta(fresh, gone, edited)
+            if delta:
+                result[table] = delta
+        return result
+
+    def _held_before(self, table: str, rowid: int, deltas: list[LevelDelta]) -> bool:
+        """For a row that entered somewhere and left nowhere: was it a member elsewhere already?"""
+        return any(
+            rowid in self.levels[level.index].members and rowid not in deltas[level.index].entered
+            for level in self.plan.levels_of_table[table]
+        )
+
+
+def changed_since(
+    db: apsw.Connection, table: str, rowids: Iterable[int], version: Watermark
+) -> set[int]:
+    """Those of ``rowids`` written after ``version``."""
+    sql = (
+        f"SELECT _rowid_ FROM {quote(table)} "  # noqa: S608 (quoted identifiers only)
+        f"WHERE _rowid_ IN (SELECT value FROM carray(?)) AND {quote(VERSION_COLUMN)} > ?"
+    )
+    rows = list(rowids)
+    if not rows:
+        return set()
+    return {row[0] for row in db.execute(sql, (rowid_array(rows), version))}

@@ -1,0 +1,208 @@
+"""One WebSocket, from an accepted TCP connection on: the thin asyncio shell around the sans-I/O
+protocol of the ``websockets`` library.
+
+Built on :class:`websockets.server.ServerProtocol` rather than on its asyncio server because the
+dispatcher hands over connections whose opening handshake was not read yet, and because a server
+that fans one frame out to thousands wants to write without a task switch per socket. Owns framing,
+fragmentation, flow control and the closing handshake; knows nothing of what the frames say.
+
+Invariants: frames are delivered in order and none after :attr:`closed`; what is written after the
+close began is dropped; a peer that does not read is cut off at :attr:`write_limit` bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import deque
+
+# The subprotocol header carries the first message: its line exceeds the library's 8 KiB default.
+os.environ.setdefault("WEBSOCKETS_MAX_LINE_LENGTH", "65536")
+
+from websockets.exceptions import InvalidHandshake
+from websockets.extensions.permessage_deflate import enable_server_permessage_deflate
+from websockets.frames import Frame, Opcode
+from websockets.http11 import Request
+from websockets.protocol import State
+from websockets.server import ServerProtocol
+
+READ_HIGH_WATER = 64
+"""Messages waiting to be processed before reading from the socket pauses."""
+CLOSE_TIMEOUT_S = 5.0
+
+Message = str | bytes
+
+
+class WebSocket(asyncio.Protocol):
+    """Server side of one connection.
+
+    * :attr:`request` completes with the opening request, or fails if there is none;
+    * then call :meth:`accept` once; messages are read with :meth:`receive`, which returns None
+      when the connection is over;
+    * :meth:`send_text` and :meth:`send_binary` never block; watch :attr:`buffered`.
+    """
+
+    def __init__(self, *, max_size: int, write_limit: int, compression: bool = False) -> None:
+        extensions = enable_server_permessage_deflate(None) if compression else None
+        self._protocol = ServerProtocol(
+            extensions=extensions,
+            select_subprotocol=lambda _, offered: offered[0] if offered else None,
+            max_size=max_size,
+        )
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._inbox: deque[Message] = deque()
+        self._arrived = asyncio.Event()
+        self._fragments: list[bytes] = []
+        self._fragments_are_text = False
+        self._reading_paused = False
+        self.write_limit = write_limit
+        self.request: asyncio.Future[Request] = self._loop.create_future()
+        self.closed: asyncio.Future[None] = self._loop.create_future()
+        self.last_sent_s = self._loop.time()
+        self.last_received_s = self.last_sent_s
+        self.overflowed = False
+
+    # -- asyncio.Protocol ---------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self.last_received_s = self._loop.time()
+        self._protocol.receive_data(data)
+        self._process()
+
+    def eof_received(self) -> None:
+        self._protocol.receive_eof()
+        self._process()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._protocol.receive_eof()
+        if not self.request.done():
+            self.request.set_exception(ConnectionResetError("closed before the upgrade request"))
+            self.request.exception()  # nobody may be waiting
+        if not self.closed.done():
+            self.closed.set_result(None)
+        self._arrived.set()
+
+    # -- use ----------------------------------------------------------------------------------
+
+    @property
+    def is_open(self) -> bool:
+        return self._protocol.state is State.OPEN
+
+    @property
+    def close_code(self) -> int | None:
+        """What the peer (or the library on its behalf) closed with."""
+        return self._protocol.close_code
+
+    @property
+    def buffered(self) -> int:
+        """Bytes written but not yet taken by the kernel."""
+        return 0 if self._transport is None else self._transport.get_write_buffer_size()
+
+    def accept(self, request: Request) -> bool:
+        """Answer the opening handshake, echoing the first offered subprotocol; False if the
+        request is not a valid upgrade (an HTTP error was sent instead)."""
+        response = self._protocol.accept(request)
+        self._protocol.send_response(response)
+        self._flush()
+        if self._protocol.state is State.OPEN:
+            return True
+        self._close_transport()
+        return False
+
+    async def receive(self) -> Message | None:
+        """The next message, or None once the connection is closing and all were read."""
+        while not self._inbox:
+            if not self.is_open or self.closed.done():
+                return None
+            self._arrived.clear()
+            await self._arrived.wait()
+        message = self._inbox.popleft()
+        if self._reading_paused and len(self._inbox) < READ_HIGH_WATER // 4:
+            self._reading_paused = False
+            if self._transport is not None and not self._transport.is_closing():
+                self._transport.resume_reading()
+        return message
+
+    def send_text(self, data: bytes) -> None:
+        if self.is_open:
+            self._protocol.send_text(data)
+            self._flush()
+
+    def send_binary(self, data: bytes) -> None:
+        if self.is_open:
+            self._protocol.send_binary(data)
+            self._flush()
+
+    def close(self, code: int = 1000, reason: str = "") -> None:
+        """Begin the closing handshake; the transport goes when the peer answers or times out."""
+        if not self.is_open:
+            return
+        self._protocol.send_close(code, reason)
+        self._flush()
+        self._arrived.set()
+        self._loop.call_later(CLOSE_TIMEOUT_S, self.abort)
+
+    def abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    # -- internals ----------------------------------------------------------------------------
+
+    def _process(self) -> None:
+        for event in self._protocol.events_received():
+            if isinstance(event, Request):
+                if not self.request.done():
+                    self.request.set_result(event)
+            elif isinstance(event, Frame):
+                self._frame(event)
+        self._flush()
+        failure = self._protocol.parser_exc
+        if isinstance(failure, InvalidHandshake) or (failure and not self.request.done()):
+            self._close_transport()
+        elif self._protocol.close_expected():
+            self._arrived.set()
+            self._close_transport()
+
+    def _frame(self, frame: Frame) -> None:
+        if frame.opcode in (Opcode.TEXT, Opcode.BINARY):
+            self._fragments_are_text = frame.opcode is Opcode.TEXT
+            self._fragments = [bytes(frame.data)]
+        elif frame.opcode is Opcode.CONT:
+            self._fragments.append(bytes(frame.data))
+        else:
+            return  # pings and closes are answered by the protocol itself
+        if not frame.fin:
+            return
+        data = self._fragments[0] if len(self._fragments) == 1 else b"".join(self._fragments)
+        self._fragments = []
+        # Text stays bytes: the JSON decoder checks the UTF-8 and reports it as a bad message.
+        self._inbox.append(data)
+        self._arrived.set()
+        if len(self._inbox) >= READ_HIGH_WATER and not self._reading_paused:
+            assert self._transport is not None
+            self._reading_paused = True
+            self._transport.pause_reading()
+
+    def _flush(self) -> None:
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            self._protocol.data_to_send()
+            return
+        for data in self._protocol.data_to_send():
+            if data:
+                transport.write(data)
+                self.last_sent_s = self._loop.time()
+            elif transport.can_write_eof():
+                transport.write_eof()
+        if transport.get_write_buffer_size() > self.write_limit:
+            self.overflowed = True
+            transport.abort()
+
+    def _close_transport(self) -> None:
+        if self._transport is not None:
+            self._transport.close()

@@ -1,0 +1,1 @@
+"""``zerocache dev``: embedded PostgreSQL and the demo application."""

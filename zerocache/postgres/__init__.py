@@ -1,0 +1,1 @@
+"""PostgreSQL: connections, published-schema introspection and upstream set-up."""

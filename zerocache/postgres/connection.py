@@ -1,0 +1,199 @@
+"""Connections to PostgreSQL, and what their failures mean to an operator.
+
+Owns how a connection is opened (name, time limits, keepalives) and how an error of the server or
+of the network becomes a :class:`ConfigurationError` that says what to do. It never retries: who
+wants a retry asks :func:`is_transient`. Invariant: no message made here contains a password, even
+if the URL could not be parsed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import psycopg
+from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
+
+from zerocache.errors import ConfigurationError
+
+CONNECT_TIMEOUT_S = 10
+UNREACHABLE = "ZC120"
+AUTHENTICATION = "ZC121"
+UNKNOWN_DATABASE = "ZC122"
+MISSING_PRIVILEGE = "ZC123"
+TOO_MANY_CONNECTIONS = "ZC124"
+UNREADABLE_URL = "ZC125"
+
+_KEEPALIVES = {
+    "keepalives": "1",
+    "keepalives_idle": "30",
+    "keepalives_interval": "10",
+    "keepalives_count": "3",
+}
+SESSION_SETTINGS: Mapping[str, str] = MappingProxyType(
+    {
+        # A transaction that we forgot must not hold back vacuum for ever.
+        "idle_in_transaction_session_timeout": "60000",
+        # A default set for the role or the database must not cut a copy or a set-up short.
+        "statement_timeout": "0",
+    }
+)
+
+# Refused connections carry no SQLSTATE, so their text has to do. A server that answers in
+# another language ends at the last row: still an error, only a less specific one.
+_BY_TEXT = (
+    ("password authentication failed", AUTHENTICATION),
+    ("no password supplied", AUTHENTICATION),
+    ("no pg_hba.conf entry", AUTHENTICATION),
+    ("is not permitted to log in", AUTHENTICATION),
+    ("authentication failed", AUTHENTICATION),
+    ("role ", AUTHENTICATION),
+    ("must be superuser or replication role", MISSING_PRIVILEGE),
+    ("permission denied", MISSING_PRIVILEGE),
+    ("database ", UNKNOWN_DATABASE),
+    ("too many ", TOO_MANY_CONNECTIONS),
+    ("remaining connection slots", TOO_MANY_CONNECTIONS),
+    ("all replication slots", TOO_MANY_CONNECTIONS),
+    ("number of requested standby", TOO_MANY_CONNECTIONS),
+)
+_BY_SQLSTATE = {
+    "28000": AUTHENTICATION,
+    "28P01": AUTHENTICATION,
+    "3D000": UNKNOWN_DATABASE,
+    "42501": MISSING_PRIVILEGE,
+    "53300": TOO_MANY_CONNECTIONS,
+}
+_ADVICE = {
+    UNREACHABLE: "check host, port and firewall, and that the server is running",
+    AUTHENTICATION: "check the user, the password and the server's pg_hba.conf",
+    UNKNOWN_DATABASE: "create the database, or correct the name in the URL",
+    MISSING_PRIVILEGE: "grant the role what is missing, or use a role that has it",
+    TOO_MANY_CONNECTIONS: "close other connections, or raise max_connections and max_wal_senders",
+}
+
+
+def parse_url(url: str) -> dict[str, Any]:
+    """The parts of a connection string; ``ConfigurationError`` (without the text) if malformed."""
+    try:
+        parts = dict(conninfo_to_dict(url))
+    except psycopg.ProgrammingError:
+        # The parser's message quotes the part it could not read, which may be the password.
+        parts = None
+    # A password with an unescaped "@" ends up in the host.
+    if parts is None or "@" in str(parts.get("host", "")):
+        raise ConfigurationError(
+            "a PostgreSQL URL cannot be read (it is not shown because it may hold a password): it "
+            "must look like postgresql://user:password@host:5432/database; write special "
+            "characters of user and password percent-encoded",
+            code=UNREADABLE_URL,
+        )
+    return parts
+
+
+def redact(url: str) -> str:
+    """``url`` as it may be logged: user, host, port and database, nothing else."""
+    try:
+        parts = parse_url(url)
+    except ConfigurationError:
+        return "postgresql://(unreadable)"
+    user = f"{parts['user']}@" if parts.get("user") else ""
+    port = f":{parts['port']}" if parts.get("port") else ""
+    host = parts.get("host") or parts.get("hostaddr") or "localhost"
+    return f"postgresql://{user}{host}{port}/{parts.get('dbname') or parts.get('user') or ''}"
+
+
+def connection_parameters(url: str, purpose: str) -> dict[str, Any]:
+    """libpq parameters for ``url``; what the URL sets itself wins, except the application name."""
+    parameters = {"connect_timeout": str(CONNECT_TIMEOUT_S), **_KEEPALIVES, **parse_url(url)}
+    return {**parameters, "application_name": f"zero-{purpose}"}
+
+
+def connect(
+    url: str,
+    purpose: str,
+    *,
+    autocommit: bool = True,
+    settings: Mapping[str, str] = SESSION_SETTINGS,
+) -> psycopg.Connection[tuple[Any, ...]]:
+    """Open a connection named ``zero-<purpose>``; failures are raised as :func:`explain` says."""
+    parameters = connection_parameters(url, purpose)
+    try:
+        connection = psycopg.connect(**parameters, autocommit=True)
+        connection.execute(_settings_query(settings))
+    except psycopg.Error as error:
+        raise explain(error, url, f"connecting for {purpose}") from error
+    connection.autocommit = autocommit
+    return connection
+
+
+async def connect_async(
+    url: str,
+    purpose: str,
+    *,
+    autocommit: bool = True,
+    settings: Mapping[str, str] = SESSION_SETTINGS,
+) -> psycopg.AsyncConnection[tuple[Any, ...]]:
+    """:func:`connect` for asyncio."""
+    parameters = connection_parameters(url, purpose)
+    try:
+        connection = await psycopg.AsyncConnection.connect(**parameters, autocommit=True)
+        await connection.execute(_settings_query(settings))
+    except psycopg.Error as error:
+        raise explain(error, url, f"connecting for {purpose}") from error
+    await connection.set_autocommit(autocommit)
+    return connection
+
+
+def _settings_query(settings: Mapping[str, str]) -> sql.Composed:
+    calls = [
+        sql.SQL("set_config({}, {}, false)").format(sql.Literal(name), sql.Literal(value))
+        for name, value in settings.items()
+    ]
+    return sql.SQL("SELECT ") + sql.SQL(", ").join(calls)
+
+
+def error_code(error: psycopg.Error) -> str:
+    """The stable code of the class of failures ``error`` belongs to."""
+    if error.sqlstate in _BY_SQLSTATE:
+        return _BY_SQLSTATE[error.sqlstate]
+    if error.sqlstate is not None:
+        return ConfigurationError.code
+    text = str(error)
+    # Only what the server itself said ("FATAL: ...") is told apart by its text: a host name or a
+    # path in a network error may contain any of these words.
+    if "FATAL:" in text:
+        said = text.split("FATAL:", 1)[1]
+        for fragment, code in _BY_TEXT:
+            if fragment in said:
+                return code
+    return UNREACHABLE
+
+
+def explain(error: psycopg.Error, url: str, doing: str) -> ConfigurationError:
+    """The error to show for ``error``, which happened to ``url`` while ``doing`` something."""
+    code = error_code(error)
+    said = " ".join(_without_password(str(error), url).split())
+    advice = _ADVICE.get(code, "see the server's log")
+    return ConfigurationError(f"{doing} to {redact(url)} failed: {said}; {advice}", code=code)
+
+
+def _without_password(text: str, url: str) -> str:
+    try:
+        password = parse_url(url).get("password")
+    except ConfigurationError:
+        return "(details withheld: they may quote the password)"
+    return text.replace(password, "***") if password else text
+
+
+def is_transient(error: BaseException) -> bool:
+    """True if the same attempt may succeed later without anybody changing anything."""
+    if isinstance(error, ConfigurationError):
+        return error.code in (UNREACHABLE, TOO_MANY_CONNECTIONS)
+    if not isinstance(error, psycopg.OperationalError):
+        return False
+    if error.sqlstate is None:
+        return error_code(error) in (UNREACHABLE, TOO_MANY_CONNECTIONS)
+    # 08 connection, 53 resources, 57P0x shut down or starting up, 55 object in use, 40 rollback
+    return error.sqlstate[:2] in ("08", "53", "55", "40") or error.sqlstate[:4] == "57P0"

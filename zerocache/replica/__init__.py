@@ -1,0 +1,1 @@
+"""The SQLite replica: its layout, value mapping, writer and readers."""

@@ -1,0 +1,1 @@
+"""ZQL: syntax tree, normal form, hashes, query builder and SQL compilers."""

@@ -1,0 +1,414 @@
+"""Compiles shapes (:mod:`zerocache.zql.shape`) to SQLite statements.
+
+The only evaluator of ZQL in the server: hydration, re-evaluation of changed keys and climbing
+from a changed row to the rows it may affect all go through the expressions built here, so they
+cannot disagree. Statements use named parameters: the shape's own (``:p0`` …) and the inputs
+named in each function's docstring. Requires the SQL function ``zc_lower`` (Unicode lower case).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import count
+
+from sqlglot import exp
+
+from zerocache.zql.ast import Direction
+from zerocache.zql.shape import (
+    Const,
+    Cursor,
+    ExistsFilter,
+    Filter,
+    Junction,
+    Node,
+    Term,
+)
+
+ROWID = "_rowid_"
+LOWER_FUNCTION = "zc_lower"
+
+_Comparison = Callable[[exp.Expression, exp.Expression], exp.Expression]
+
+
+def column(table: str, name: str) -> exp.Column:
+    return exp.Column(this=exp.to_identifier(name, quoted=True), table=exp.to_identifier(table))
+
+
+def _rowid(table: str) -> exp.Column:
+    return exp.Column(this=exp.to_identifier(ROWID), table=exp.to_identifier(table))
+
+
+def _param(name: str) -> exp.Expression:
+    return exp.Placeholder(this=name)
+
+
+def _table(name: str, alias: str) -> exp.Table:
+    return exp.Table(
+        this=exp.to_identifier(name, quoted=True),
+        alias=exp.TableAlias(this=exp.to_identifier(alias)),
+    )
+
+
+def _values_of(function: str, param: str, alias: str | None = None) -> exp.Table:
+    call = exp.Anonymous(this=function, expressions=[_param(param)])
+    table = exp.Table(this=call)
+    if alias:
+        table.set("alias", exp.TableAlias(this=exp.to_identifier(alias)))
+    return table
+
+
+def _and(parts: Iterable[exp.Expression]) -> exp.Expression:
+    return _fold(exp.And, list(parts), True)
+
+
+def _or(parts: Iterable[exp.Expression]) -> exp.Expression:
+    return _fold(exp.Or, list(parts), False)
+
+
+def _fold(kind: type[exp.Expression], parts: list[exp.Expression], empty: bool) -> exp.Expression:
+    if not parts:
+        return exp.Boolean(this=empty)
+    if len(parts) == 1:
+        return parts[0]
+    result = parts[0]
+    for part in parts[1:]:
+        result = kind(this=result, expression=part)
+    return exp.Paren(this=result)
+
+
+def _binary(
+    kind: type[exp.Expression], left: exp.Expression, right: exp.Expression
+) -> exp.Expression:
+    return kind(this=left, expression=right)
+
+
+def _is_null(value: exp.Expression, negated: bool = False) -> exp.Expression:
+    test: exp.Expression = exp.Is(this=value, expression=exp.Null())
+    return exp.Paren(this=exp.Not(this=test)) if negated else test
+
+
+def render(statement: exp.Expression) -> str:
+    return statement.sql(dialect="sqlite")
+
+
+class _Aliases:
+    """Fresh table aliases within one statement."""
+
+    def __init__(self) -> None:
+        self._numbers = count(1)
+
+    def fresh(self) -> str:
+        return f"t{next(self._numbers)}"
+
+
+_COMPARISONS: dict[str, type[exp.Expression]] = {
+    "=": exp.EQ,
+    "!=": exp.NEQ,
+    "<": exp.LT,
+    ">": exp.GT,
+    "<=": exp.LTE,
+    ">=": exp.GTE,
+}
+
+
+def filter_expression(condition: Filter, table: str, aliases: _Aliases) -> exp.Expression:
+    """``condition`` on the row at alias ``table``; NULL counts as false."""
+    match condition:
+        case Const(value):
+            return exp.Boolean(this=value)
+        case Junction(all_of, members):
+            parts = [filter_expression(m, table, aliases) for m in members]
+            return _and(parts) if all_of else _or(parts)
+        case ExistsFilter():
+            return _exists(condition, table, aliases)
+        case Term():
+            return _term(condition, table)
+
+
+def _term(term: Term, table: str) -> exp.Expression:
+    raw = column(table, term.column)
+    if term.op in ("NULL", "NOT NULL"):
+        return _null_test(raw, term)
+    value = _json_scalar(raw, term) if term.is_json else raw
+    assert term.param is not None
+    param = _param(term.param)
+    if term.op in ("IN", "NOT IN"):
+        member = exp.In(
+            this=value,
+            query=exp.Subquery(this=exp.select("value").from_(_values_of("json_each", term.param))),
+        )
+        return member if term.op == "IN" else _negation(member, raw, term)
+    if term.op == "IS NOT":
+        return exp.Paren(this=exp.Not(this=exp.Is(this=value, expression=param)))
+    if term.op.endswith("GLOB"):
+        return _glob(term, raw, value, param)
+    comparison = _binary(_COMPARISONS[term.op], value, param)
+    if term.op == "!=" and term.is_json:
+        return _negation(_binary(exp.EQ, value, param), raw, term)
+    return comparison
+
+
+def _null_test(raw: exp.Expression, term: Term) -> exp.Expression:
+    negated = term.op == "NOT NULL"
+    test = _is_null(raw, negated)
+    if not term.is_json:
+        return test
+    # A stored JSON null counts as null (zql.md §2.2).
+    stored_null = exp.Literal.string("null")
+    if negated:
+        return _and([test, _binary(exp.NEQ, raw.copy(), stored_null)])
+    return _or([test, _binary(exp.EQ, raw.copy(), stored_null)])
+
+
+def _negation(positive: exp.Expression, raw: exp.Expression, term: Term) -> exp.Expression:
+    """``NOT positive`` for a value that is there; json scalars of another kind count as unequal."""
+    if not term.is_json:
+        return exp.Paren(this=exp.Not(this=positive))
+    not_null = _null_test(raw.copy(), Term(term.column, "NOT NULL", term.kind, True))
+    truth = exp.Coalesce(this=exp.Paren(this=positive), expressions=[exp.Literal.number(0)])
+    return _and([not_null, exp.Not(this=truth)])
+
+
+def _json_scalar(raw: exp.Expression, term: Term) -> exp.Expression:
+    """The value of a json column if it is a scalar of the term's kind, else NULL."""
+    kind = exp.Anonymous(this="json_type", expressions=[raw.copy()])
+    value = exp.Anonymous(this="json_extract", expressions=[raw.copy(), exp.Literal.string("$")])
+    names = {"string": ["text"], "number": ["integer", "real"]}.get(term.kind, ["true", "false"])
+    fits = exp.In(this=kind, expressions=[exp.Literal.string(n) for n in names])
+    return exp.Case(ifs=[exp.If(this=fits, true=value)])
+
+
+def _glob(
+    term: Term, raw: exp.Expression, value: exp.Expression, param: exp.Expression
+) -> exp.Expression:
+    folded = "IGLOB" in term.op
+    subject: exp.Expression = (
+        exp.Anonymous(this=LOWER_FUNCTION, expressions=[value]) if folded else value
+    )
+    matches = exp.Glob(this=subject, expression=param)
+    if not term.op.startswith("NOT "):
+        return matches
+    return _negation(exp.Paren(this=matches), raw, term)
+
+
+def _exists(condition: ExistsFilter, parent: str, aliases: _Aliases) -> exp.Expression:
+    alias = aliases.fresh()
+    node = condition.node
+    parts = [
+        _binary(exp.EQ, column(alias, child), column(parent, mine))
+        for mine, child in zip(condition.parent_columns, condition.child_columns, strict=True)
+    ]
+    parts += node_parts(node, alias, aliases)
+    subquery = exp.select("1").from_(_table(node.table, alias)).where(_and(parts), copy=False)
+    test: exp.Expression = exp.Exists(this=subquery)
+    return exp.Not(this=test) if condition.negated else test
+
+
+def node_parts(node: Node, alias: str, aliases: _Aliases) -> list[exp.Expression]:
+    """What a row at ``alias`` must satisfy to belong to ``node``: its filter and its cursor."""
+    parts = []
+    if node.where != Const(True):
+        parts.append(filter_expression(node.where, alias, aliases))
+    if node.cursor is not None:
+        parts.append(cursor_expression(node.cursor, node.order, alias))
+    return parts
+
+
+def cursor_expression(
+    cursor: Cursor, order: Sequence[tuple[str, Direction]], alias: str
+) -> exp.Expression:
+    """Rows after (or at) the cursor under ``order``, null-aware (zql.md §2.5)."""
+    branches: list[exp.Expression] = []
+    equal: list[exp.Expression] = []
+    for (name, direction), param in zip(order, cursor.params, strict=True):
+        after = _after(column(alias, name), direction, param)
+        if after is not None:
+            branches.append(_and([*(e.copy() for e in equal), after]))
+        value = exp.Null() if param is None else _param(param)
+        equal.append(exp.Is(this=column(alias, name), expression=value))
+    if not cursor.exclusive:
+        branches.append(_and([e.copy() for e in equal]))
+    bound = _or(branches)
+    first, (name, direction) = cursor.params[0], order[0]
+    if first is not None and direction == "asc":
+        # Redundant, but lets an index on the order position the scan.
+        return _and([_binary(exp.GTE, column(alias, name), _param(first)), bound])
+    return bound
+
+
+def _after(value: exp.Expression, direction: Direction, param: str | None) -> exp.Expression | None:
+    """``value`` strictly after the bound; None where nothing can be."""
+    if param is None:
+        return _is_null(value, negated=True) if direction == "asc" else None
+    if direction == "asc":
+        return _binary(exp.GT, value, _param(param))
+    return _or([_binary(exp.LT, value, _param(param)), _is_null(value.copy())])
+
+
+def _order_by(select: exp.Select, order: Sequence[tuple[str, Direction]], alias: str) -> exp.Select:
+    # SQLite sorts NULL first ascending and last descending, as ZQL does. The terms are built
+    # bare so that the generator adds no NULLS FIRST/LAST, which would keep SQLite off an index.
+    terms = [_ordered(column(alias, name), direction) for name, direction in order]
+    select.set("order", exp.Order(expressions=terms))
+    return select
+
+
+def _ordered(value: exp.Expression, direction: Direction) -> exp.Ordered:
+    # ``nulls_first`` states SQLite's own default, so nothing is generated for it.
+    descending = direction == "desc"
+    return exp.Ordered(this=value, desc=descending, nulls_first=not descending)
+
+
+def _select(node: Node, columns: Sequence[str], alias: str) -> exp.Select:
+    select = exp.Select(expressions=[_rowid(alias), *(column(alias, c) for c in columns)])
+    return select.from_(_table(node.table, alias), copy=False)
+
+
+def _where(select: exp.Select, parts: Sequence[exp.Expression]) -> exp.Select:
+    return select.where(_and(parts), copy=False) if parts else select
+
+
+def _in_partitions(columns: Sequence[str], alias: str, source: str = "parts") -> exp.Expression:
+    """Correlation ``columns`` at ``alias`` occur in the JSON array bound to ``source``: scalars
+    for one column, arrays for several."""
+    values = _values_of("json_each", source)
+    if len(columns) == 1:
+        query = exp.select("value").from_(values)
+        return exp.In(this=column(alias, columns[0]), query=exp.Subquery(this=query))
+    members = [_json_member(exp.column("value"), i) for i in range(len(columns))]
+    query = exp.Select(expressions=members).from_(values, copy=False)
+    left = exp.Tuple(expressions=[column(alias, c) for c in columns])
+    return exp.In(this=left, query=exp.Subquery(this=query))
+
+
+def _json_member(array: exp.Expression, index: int) -> exp.Expression:
+    return exp.Anonymous(
+        this="json_extract", expressions=[array, exp.Literal.string(f"$[{index}]")]
+    )
+
+
+def candidate_rows(node: Node, columns: Sequence[str]) -> str:
+    """Of the rows bound to ``:rows`` (carray of rowids), those that satisfy the node."""
+    member = exp.In(
+        this=_rowid("t0"),
+        query=exp.Subquery(this=exp.select("value").from_(_values_of("carray", "rows"))),
+    )
+    return render(
+        _where(_select(node, columns, "t0"), [member, *node_parts(node, "t0", _Aliases())])
+    )
+
+
+def all_rows(node: Node, columns: Sequence[str], correlation: Sequence[str]) -> str:
+    """Every row of an unlimited node; with ``correlation``, those of the partitions in the JSON
+    array ``:parts``. An IN list, not a join: without an index it costs one scan, not one each."""
+    parts = [_in_partitions(correlation, "t0")] if correlation else []
+    return render(
+        _where(_select(node, columns, "t0"), [*parts, *node_parts(node, "t0", _Aliases())])
+    )
+
+
+def window_rows(node: Node, columns: Sequence[str], correlation: Sequence[str]) -> str:
+    """The first ``:limit`` rows of one partition in order; its values are ``:c0`` …."""
+    select = _where(
+        _select(node, columns, "t0"),
+        [
+            *(_binary(exp.EQ, column("t0", c), _param(f"c{i}")) for i, c in enumerate(correlation)),
+            *node_parts(node, "t0", _Aliases()),
+        ],
+    )
+    select = _order_by(select, node.order, "t0")
+    select.set("limit", exp.Limit(expression=_param("limit")))
+    return render(select)
+
+
+def window_rows_of_partitions(
+    node: Node, columns: Sequence[str], correlation: Sequence[str], *, indexed: bool
+) -> str:
+    """The first ``:limit`` rows of each partition in ``:parts``, partitions in any order but the
+    rows of one in theirs.
+
+    With an index on the correlation each partition is a short index walk; without one a single
+    pass ranks all rows, since a walk would scan the table once per partition.
+    """
+    if not indexed:
+        return _ranked_rows(node, columns, correlation)
+    aliases = _Aliases()
+    inner = aliases.fresh()
+    value = column("p", "value")
+    values = (
+        [value]
+        if len(correlation) == 1
+        else [_json_member(value.copy(), i) for i in range(len(correlation))]
+    )
+    chosen = exp.Select(expressions=[_rowid(inner)]).from_(_table(node.table, inner), copy=False)
+    chosen = _where(
+        chosen,
+        [
+            *(
+                _binary(exp.EQ, column(inner, c), v)
+                for c, v in zip(correlation, values, strict=True)
+            ),
+            *node_parts(node, inner, aliases),
+        ],
+    )
+    chosen = _order_by(chosen, node.order, inner)
+    chosen.set("limit", exp.Limit(expression=_param("limit")))
+    select = exp.Select(expressions=[_rowid("t0"), *(column("t0", c) for c in columns)])
+    select = select.from_(_values_of("json_each", "parts", "p"), copy=False)
+    join = exp.Join(this=_table(node.table, "t0"), kind="CROSS")
+    select.append("joins", join)
+    member = exp.In(this=_rowid("t0"), query=exp.Subquery(this=chosen))
+    return render(select.where(member, copy=False))
+
+
+def _ranked_rows(node: Node, columns: Sequence[str], correlation: Sequence[str]) -> str:
+    aliases = _Aliases()
+    inner = _where(
+        exp.Select(
+            expressions=[
+                exp.alias_(_rowid("t0"), "row_"),
+                *(exp.alias_(column("t0", c), f"v{i}") for i, c in enumerate(columns)),
+                exp.alias_(
+                    exp.Window(
+                        this=exp.RowNumber(),
+                        partition_by=[column("t0", c) for c in correlation],
+                        order=exp.Order(
+                            expressions=[_ordered(column("t0", n), d) for n, d in node.order]
+                        ),
+                    ),
+                    "rank_",
+                ),
+            ]
+        ).from_(_table(node.table, "t0"), copy=False),
+        [_in_partitions(correlation, "t0"), *node_parts(node, "t0", aliases)],
+    )
+    outer = exp.Select(
+        expressions=[exp.column("row_"), *(exp.column(f"v{i}") for i in range(len(columns)))]
+    ).from_(exp.Subquery(this=inner), copy=False)
+    return render(outer.where(_binary(exp.LTE, exp.column("rank_"), _param("limit")), copy=False))
+
+
+def climb(node: Node, path: Sequence[ExistsFilter], columns: Sequence[str]) -> str:
+    """Rows of ``node``'s table that reach, through the chain ``path`` of EXISTS correlations, a
+    child whose correlation values are in ``:parts``. Filters are left out on purpose: a superset
+    is re-evaluated, and a row whose own filter changed is found as its own change."""
+    condition = _climb_condition(path, 0, "t0", _Aliases())
+    return render(_where(_select(node, columns, "t0"), [condition]))
+
+
+def _climb_condition(
+    path: Sequence[ExistsFilter], depth: int, alias: str, aliases: _Aliases
+) -> exp.Expression:
+    step = path[depth]
+    if depth == len(path) - 1:
+        return _in_partitions(step.parent_columns, alias)
+    inner = aliases.fresh()
+    deeper = _climb_condition(path, depth + 1, inner, aliases)
+    query = exp.Select(expressions=[column(inner, c) for c in step.child_columns])
+    query = query.from_(_table(step.node.table, inner), copy=False).where(deeper, copy=False)
+    left: exp.Expression
+    if len(step.parent_columns) == 1:
+        left = column(alias, step.parent_columns[0])
+    else:
+        left = exp.Tuple(expressions=[column(alias, c) for c in step.parent_columns])
+    return exp.In(this=left, query=exp.Subquery(this=query))
