@@ -19,6 +19,8 @@ from types import TracebackType
 
 import psycopg
 
+from benchmarks.child import die_with_parent
+
 _SETTINGS = {
     "wal_level": "logical",
     "max_replication_slots": "20",
@@ -78,7 +80,7 @@ class Cluster:
             self._process = subprocess.Popen(
                 [self._bin / "postgres", "-D", data, "-p", str(self._port), "-k", self._dir,
                  *options],
-                user=self._user, cwd=self._dir, stdout=log, stderr=log,
+                user=self._user, cwd=self._dir, stdout=log, stderr=log, preexec_fn=die_with_parent,
             )  # fmt: skip
         self._wait_ready()
         return self

@@ -15,10 +15,10 @@ from typing import Any
 
 import psycopg
 
-from benchmarks.sync_state import ClientSchema, ColumnType, TableSchema
+from benchmarks.sync_messages import ClientSchema, ColumnType, TableSchema
 
 LABELS = 100
-PROJECTS = 50
+ISSUES_PER_PROJECT = 100
 COMMENTS_PER_ISSUE = 3
 LABELS_PER_ISSUE = 2
 _BATCH = 2000
@@ -69,6 +69,10 @@ class Sizes:
         return cls(issues=max(1000, round(100_000 * scale)), users=max(100, round(6_900 * scale)))
 
     @property
+    def projects(self) -> int:
+        return self.issues // ISSUES_PER_PROJECT
+
+    @property
     def total(self) -> int:
         per_issue = 1 + COMMENTS_PER_ISSUE + LABELS_PER_ISSUE
         return self.users + LABELS + self.issues * per_issue
@@ -85,6 +89,10 @@ def client_schema() -> ClientSchema:
 
 def issue_id(number: int) -> str:
     return f"i{number:07d}"
+
+
+def project_id(number: int) -> str:
+    return f"p{number:04d}"
 
 
 def load(url: str, scale: float) -> Sizes:
@@ -161,7 +169,7 @@ def _issues(sizes: Sizes) -> Iterator[str]:
         fields = (
             issue_id(n),
             str(n),
-            f"p{n % PROJECTS:02d}",
+            project_id(n % sizes.projects),
             prose.slice(20, 80),
             prose.slice(100, 500),
             "t" if draw() < 0.7 else "f",

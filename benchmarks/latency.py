@@ -21,13 +21,12 @@ from benchmarks import queries, workbench
 from benchmarks.protocol_client import SyncClient
 from benchmarks.report import Metric
 from benchmarks.servers import Server
-from benchmarks.sync_state import Poke
+from benchmarks.sync_messages import Poke
 from benchmarks.workbench import Outcome, Workbench
 from benchmarks.writer import Plan, Written
 
 _NAME = "latency"
 _RATES = (10, 100, 500)
-_PAGE = 100
 _SECONDS = 12.0
 _QUICK_SECONDS = 3.0
 
@@ -75,7 +74,7 @@ async def write(plan: Plan) -> Written:
 async def measure(bench: Workbench, server: Server) -> Outcome:
     """Measure a running server that is open for queries; it is left running."""
     watch = Watch()
-    query = queries.project_page(1, _PAGE)
+    query = queries.project_page(1)
     client = SyncClient(server.url, bench.schema, [query], on_poke=watch.on_poke)
     await client.connect()
     await client.wait_got(query)

@@ -19,11 +19,8 @@ from urllib.parse import quote, urlencode, urlsplit
 import msgspec
 
 from benchmarks import websocket
+from benchmarks.sync_messages import ClientSchema, Connected, Other, Poke
 from benchmarks.sync_state import (
-    ClientSchema,
-    Connected,
-    Other,
-    Poke,
     ProtocolViolation,
     SyncSession,
     SyncState,
@@ -172,6 +169,8 @@ class SyncClient(asyncio.Protocol):
             )
         )
         await self.wait_for(lambda: self.session.connected, timeout_s)
+        if self.failure is not None:
+            raise self.failure
         if not in_header:
             self.send("initConnection", init)
 

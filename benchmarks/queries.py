@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from benchmarks import dataset
 from benchmarks.protocol_client import DesiredQuery, ast_query
 
 Ast = dict[str, Any]
@@ -70,18 +71,34 @@ def tree(issues: int, instance: int) -> DesiredQuery:
     )
 
 
-def project_page(project: int, rows: int) -> DesiredQuery:
-    """The newest issues of one project."""
+def project(number: int) -> list[DesiredQuery]:
+    """Three queries that all hold every issue of one project (100 issues)."""
+    where = simple("project", "=", dataset.project_id(number))
+    positive = {"type": "and", "conditions": [where, simple("votes", ">=", 0)]}
+    comments = {
+        "system": "client",
+        "correlation": _ISSUE_COMMENTS,
+        "subquery": {"table": "comments", "alias": "comments"},
+    }
+    return [
+        project_page(number),
+        ast_query({"table": "issues", "where": positive}),
+        ast_query({"table": "issues", "where": where, "limit": 100, "related": [comments]}),
+    ]
+
+
+def project_page(number: int) -> DesiredQuery:
+    """All issues of one project as an ordered window."""
     return ast_query(
         {
             "table": "issues",
-            "where": simple("project", "=", f"p{project:02d}"),
+            "where": simple("project", "=", dataset.project_id(number)),
             "orderBy": [["modified", "desc"]],
-            "limit": rows,
+            "limit": dataset.ISSUES_PER_PROJECT,
         }
     )
 
 
-def issue(number: int) -> DesiredQuery:
+def one_issue(number: int) -> DesiredQuery:
     """One issue by its short id."""
     return ast_query({"table": "issues", "where": simple("short_id", "=", number)})

@@ -95,12 +95,12 @@ def print_table(results: Sequence[ServerResult]) -> None:
     names = [f"{result.server} {result.version}" for result in results]
     head = f"{'':{width}}" + "".join(f"{name:>22}" for name in names)
     print(head + (f"{'ratio':>10}" if len(results) == 2 else ""))
-    for metric in results[0].metrics if results else ():
+    for metric in _distinct(results):
         cells = [_find(result, metric) for result in results]
         line = f"{f'{metric.benchmark}: {metric.name}':{width}}"
         line += "".join(f"{_format(cell):>22}" for cell in cells)
-        if len(cells) == 2 and cells[1] is not None:
-            line += f"{_ratio(metric, cells[1]):>10}"
+        if len(cells) == 2:
+            line += f"{_ratio(*cells):>10}"
         print(line)
     if len(results) == 2:
         print(f"ratio > 1: {results[0].server} is better by that factor")
@@ -108,6 +108,15 @@ def print_table(results: Sequence[ServerResult]) -> None:
         for note in result.notes:
             print(f"{result.server}: {note}")
     sys.stdout.flush()
+
+
+def _distinct(results: Sequence[ServerResult]) -> list[Metric]:
+    """One metric of each kind, in the order of the servers."""
+    found: dict[tuple[str, str], Metric] = {}
+    for result in results:
+        for metric in result.metrics:
+            found.setdefault((metric.benchmark, metric.name), metric)
+    return list(found.values())
 
 
 def _find(result: ServerResult, like: Metric) -> Metric | None:
@@ -132,6 +141,6 @@ def ratio(ours: Metric, theirs: Metric) -> float | None:
     return better if ours.higher_is_better else 1 / better
 
 
-def _ratio(ours: Metric, theirs: Metric) -> str:
-    factor = ratio(ours, theirs)
+def _ratio(ours: Metric | None, theirs: Metric | None) -> str:
+    factor = ratio(ours, theirs) if ours and theirs else None
     return "-" if factor is None else f"{factor:.2f}×"

@@ -21,8 +21,9 @@ import psutil  # type: ignore[import-untyped]
 import psycopg
 from msgspec import to_builtins
 
+from benchmarks.child import die_with_parent
 from benchmarks.cluster import free_port
-from benchmarks.sync_state import ClientSchema
+from benchmarks.sync_messages import ClientSchema
 
 READY_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 20.0
@@ -128,7 +129,7 @@ class Server:
         with self.log_path.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 *self.kind.command(), env=self._environment(), cwd=self._working_directory(),
-                stdout=log, stderr=log, start_new_session=True,
+                stdout=log, stderr=log, start_new_session=True, preexec_fn=die_with_parent,
             )  # fmt: skip
         await self._wait_ready(self._process)
         return time.monotonic() - began

@@ -9,20 +9,22 @@ from __future__ import annotations
 import argparse
 import asyncio
 import shutil
+import signal
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import uvloop
 
 from benchmarks import dataset, report
 from benchmarks.cluster import Cluster
 from benchmarks.protocol_client import SyncClient, ast_query
 from benchmarks.servers import KINDS, Server, ServerKind
-from benchmarks.sync_state import ClientSchema
+from benchmarks.sync_messages import ClientSchema
 
 QUICK_SCALE = 0.1
 
@@ -60,6 +62,22 @@ class Workbench:
         await probe.connect()
         await probe.wait_for(lambda: bool(probe.state.rows))
         probe.close()
+
+    def issues_of(self, projects: Sequence[int]) -> list[str]:
+        """The ids of the issues of some projects, alternating between the projects."""
+        per_project = range(dataset.ISSUES_PER_PROJECT)
+        return [
+            dataset.issue_id(row * self.sizes.projects + project)
+            for row in per_project
+            for project in projects
+        ]
+
+    def highest_votes(self) -> int:
+        """The highest sequence number that any writer has left in the database."""
+        with psycopg.connect(self.database_url) as connection:
+            row = connection.execute("SELECT max(votes) FROM issues").fetchone()
+        assert row is not None
+        return int(row[0])
 
 
 @dataclass
@@ -101,6 +119,10 @@ def main(
 
 
 async def _run(name: str, options: Options, benchmark: Benchmark) -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    # `timeout`, CI and service managers end a program so: servers and PostgreSQL must go too.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     work_dir = Path(tempfile.mkdtemp(prefix="zerocache-bench-"))
     try:
         with Cluster() as cluster:

@@ -28,6 +28,7 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 class Written(msgspec.Struct, frozen=True):
+    began_ns: int
     commits_ns: list[int]
     cpu_s: float
     elapsed_s: float
@@ -53,7 +54,7 @@ def run(plan: Plan) -> Written:
         _check(result, connection)
     elapsed = (time.monotonic_ns() - began) / 1e9
     connection.finish()
-    return Written(commits, time.process_time() - cpu, elapsed)
+    return Written(began, commits, time.process_time() - cpu, elapsed)
 
 
 def _check(result: abc.PGresult, connection: abc.PGconn) -> None:

@@ -17,7 +17,7 @@ class Readable(Protocol):
     def fileno(self) -> int: ...
 
 
-class Stopped(Exception):  # noqa: N818 - not an error: the way out of a wait
+class Stopped(Exception):
     """Work was given up because the process is asked to end."""
 
 

@@ -124,7 +124,7 @@ def _create(
     except psycopg.errors.ConfigurationLimitExceeded as error:
         raise ConfigurationError(
             f"{redact(url)} has no free replication slot ({error.diag.message_primary}): drop "
-            "slots nobody uses (SELECT * FROM pg_replication_slots WHERE NOT active) or raise "
+            "those in pg_replication_slots that nobody uses, or raise "
             "max_replication_slots",
             code=TOO_MANY_CONNECTIONS,
         ) from error
@@ -231,7 +231,7 @@ def finish_claim(
 
 
 def find_slot(control: psycopg.Connection[Any], shard: ShardNames, version: str) -> str:
-    """The usable slot of the replica generation ``version``; ``ResyncRequired`` if there is none."""
+    """The usable slot of the replica generation ``version``, else ``ResyncRequired``."""
     row = control.execute(
         sql.SQL(
             "SELECT r.slot, s.restart_lsn IS NOT NULL, coalesce(s.wal_status, 'missing') "
@@ -263,9 +263,7 @@ def take_over(control: psycopg.Connection[Any], shard: ShardNames, slot: str) ->
     ).fetchone()
     if row is not None and row[0] is not None:
         log.warning("slot_taken_over", slot=slot, displaced_pid=row[0])
-        control.execute(
-            "SELECT pg_terminate_backend(%s, %s)", [row[0], _TERMINATE_TIMEOUT_MS]
-        )
+        control.execute("SELECT pg_terminate_backend(%s, %s)", [row[0], _TERMINATE_TIMEOUT_MS])
     with control.transaction():
         control.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", [shard.slot_lock])
         control.execute(

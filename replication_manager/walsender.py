@@ -36,7 +36,7 @@ XLOG_HEADER_SIZE = 25
 """Bytes before the payload of a ``w`` frame."""
 
 
-class StreamEnded(Exception):  # noqa: N818 - often a planned restart of the server
+class StreamEnded(Exception):
     """The server closed the stream. ``cause`` says why, if it gave a reason."""
 
     def __init__(self, cause: psycopg.Error | None) -> None:

@@ -12,7 +12,7 @@ import json
 import shutil
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NoReturn, get_args, get_origin
+from typing import Annotated, Any, NoReturn, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
@@ -86,13 +86,22 @@ def _default(option: Option) -> str:
 
 def _kind(field: FieldInfo) -> str:
     """How the type of an option is called in ``--help``."""
-    members = [field.annotation, *get_args(field.annotation)]
-    if get_origin(field.annotation) is Literal:
-        return ",".join(str(literal) for literal in get_args(field.annotation))
+    types = _leaf_types(field.annotation)
+    literals = [leaf for leaf in types if isinstance(leaf, str)]
+    if literals:
+        return ",".join(literals)
     if get_origin(field.annotation) is tuple:
         return "string[]"
-    if bool in members:
+    if bool in types:
         return "boolean"
-    if int in members or float in members:
-        return "number"
-    return "string"
+    return "number" if {int, float} & types.keys() else "string"
+
+
+def _leaf_types(annotation: Any) -> dict[Any, None]:
+    """What an annotation is made of, in order: ``Annotated[int, …] | None`` has int and None."""
+    arguments = get_args(annotation)
+    if get_origin(annotation) is Annotated:
+        arguments = arguments[:1]
+    if not arguments:
+        return {annotation: None}
+    return {leaf: None for argument in arguments for leaf in _leaf_types(argument)}

@@ -8,7 +8,9 @@
     ├── ReplicaError              the SQLite replica is missing, foreign or damaged
     ├── QueryError                a query cannot be compiled or evaluated
     │   └── UnsafeIntegerError    a value has no exact JSON number (sync-protocol.md §3.8)
+    ├── ApplicationCallError      the application's endpoint gave no usable answer
     ├── HandshakeRefused          a connection request cannot be understood; closes with 1002
+    ├── SdkError                  the application's backend failed; see zerocache/server/errors.py
     └── ClientFacingError         carries the body of an ``error`` message (sync-protocol.md §2.4)
 
 A message has three parts: what happened (with the values), why that is not allowed, what to do.
@@ -59,6 +61,38 @@ class UnsafeIntegerError(QueryError):
     code = "ZC410"
 
 
+class ApplicationCallError(ZerocacheError):
+    """A call of the application's endpoint failed (api-and-auth.md §1.6).
+
+    ``reason`` is ``http``, ``parse`` or ``internal``; ``status`` and ``body_preview`` belong to
+    ``http``. Who made the call adds the ids it was about with :meth:`to_client`.
+    """
+
+    code = "ZC520"
+
+    def __init__(
+        self,
+        reason: str,
+        message: str,
+        *,
+        status: int | None = None,
+        body_preview: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.status = status
+        self.body_preview = body_preview
+
+    def to_client(self, kind: str, **ids: Any) -> ClientFacingError:
+        """This failure as a ``PushFailed`` or ``TransformFailed`` with its mandatory ids."""
+        extra: dict[str, Any] = {"reason": self.reason}
+        if self.status is not None:
+            extra["status"] = self.status
+        if self.body_preview is not None:
+            extra["bodyPreview"] = self.body_preview
+        return ClientFacingError(kind, str(self), **extra, **ids)
+
+
 class HandshakeRefused(ZerocacheError):
     """A request for a connection that cannot be understood (sync-protocol.md §1.6).
 
@@ -68,6 +102,10 @@ class HandshakeRefused(ZerocacheError):
 
     code = "ZC510"
     close_code = 1002
+
+
+class SdkError(ZerocacheError):
+    code = "ZC600"
 
 
 class ClientFacingError(ZerocacheError):

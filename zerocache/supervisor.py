@@ -112,8 +112,8 @@ class Node:
             life.cancel()
             await asyncio.wait([life])
             await asyncio.gather(*(role.kill() for role in (*self._workers, self._replication)))
-            # Nobody may be left to look at it.
-            self._end.cancel()
+            if not self._end.cancel() and not self._end.cancelled():
+                self._end.exception()  # looked at, even if the node was quit before anybody did
 
     async def hand_over(self, worker: int, sock: socket.socket, peer: str) -> bool:
         """Give a client's socket to a worker, or to its successor; False if none came in time.

@@ -99,7 +99,9 @@ def query_ast(name: str, args: dict[str, Any]) -> Ast:
             }
         case "teams.tree":
             issues = _related("issues", "issues", "id", "owner_id", sub=by_id)
-            people = _related("people", "people", "id", "team_id", sub={"related": [issues], **by_id})
+            people = _related(
+                "people", "people", "id", "team_id", sub={"related": [issues], **by_id}
+            )
             return {"table": "teams", "related": [people], **by_id}
         case "issues.forbidden":
             raise PermissionError("issues.forbidden is not for you")
@@ -239,7 +241,9 @@ class App:
         return {"id": ids, "result": {}}
 
     @staticmethod
-    def _lmid(cursor: psycopg.Cursor[Any], schema: str, group: str, mutation: dict[str, Any]) -> None:
+    def _lmid(
+        cursor: psycopg.Cursor[Any], schema: str, group: str, mutation: dict[str, Any]
+    ) -> None:
         cursor.execute(
             psycopg.sql.SQL(
                 'INSERT INTO {}.clients AS c ("clientGroupID","clientID","lastMutationID")'

@@ -10,22 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-_ISSUE = """json_build_object('id', i.id, 'title', i.title, 'open', i.open, 'rank', i.rank,
-  'ownerID', i.owner_id, 'created', extract(epoch FROM i.created) * 1000, 'meta', i.meta)::jsonb"""
-_PERSON = "json_build_object('id', p.id, 'name', p.name, 'teamID', p.team_id)::jsonb"
-_COMMENT = """json_build_object(
-  'id', c.id, 'issueID', c.issue_id, 'body', c.body, 'likes', c.likes)::jsonb"""
-_LABEL = "json_build_object('id', l.id, 'name', l.name)::jsonb"
-_ISSUE_LABEL = "json_build_object('issueID', il.issue_id, 'labelID', il.label_id)::jsonb"
-
-
-def _list(row: str, source: str, order: str) -> str:
-    return f"(SELECT coalesce(jsonb_agg({row} ORDER BY {order}), '[]') FROM {source})"
-
-
-def _select(row: str, source: str, order: str) -> str:
-    return f"SELECT {_list(row, source, order)}"
-
 
 @dataclass(frozen=True, eq=False)
 class Case:
@@ -49,139 +33,145 @@ class Case:
         return f"{self.name}({shown})" if shown else self.name
 
 
-_COMMENTED = "EXISTS (SELECT FROM comments x WHERE x.issue_id = i.id)"
-_LABELLED_BUG = """EXISTS (SELECT FROM issue_labels x JOIN labels y ON y.id = x.label_id
-  WHERE x.issue_id = i.id AND y.name = 'bug')"""
-
 CASES = (
-    Case("issues.all", _select(_ISSUE, "issues i", "i.id")),
-    Case("issues.open", _select(_ISSUE, "issues i WHERE i.open", "i.id")),
+    Case(
+        "issues.all",
+        "SELECT coalesce(jsonb_agg(shown(i) ORDER BY i.id), '[]') FROM issues i",
+    ),
+    Case(
+        "issues.open",
+        "SELECT coalesce(jsonb_agg(shown(i) ORDER BY i.id), '[]') FROM issues i WHERE i.open",
+    ),
     Case(
         "issues.byID",
-        f"SELECT (SELECT {_ISSUE} FROM issues i WHERE i.id = 'i2')",
+        "SELECT (SELECT shown(i) FROM issues i WHERE i.id = 'i2')",
         {"id": "i2"},
     ),
     Case(
         "issues.withComments",
-        _select(
-            f"""{_ISSUE} || jsonb_build_object('comments',
-              {_list(_COMMENT, "comments c WHERE c.issue_id = i.id", "c.id")})""",
-            "issues i WHERE i.open",
-            "i.id",
-        ),
+        """
+        SELECT coalesce(jsonb_agg(shown(i) || jsonb_build_object('comments', (
+            SELECT coalesce(jsonb_agg(shown(c) ORDER BY c.id), '[]')
+            FROM comments c WHERE c.issue_id = i.id
+        )) ORDER BY i.id), '[]') FROM issues i WHERE i.open
+        """,
         relationships={"comments": "comment"},
     ),
     Case(
         "issues.withOwner",
-        _select(
-            f"""{_ISSUE} || jsonb_build_object('owner',
-              (SELECT {_PERSON} FROM people p WHERE p.id = i.owner_id))""",
-            "issues i WHERE i.open",
-            "i.id",
-        ),
+        """
+        SELECT coalesce(jsonb_agg(shown(i) || jsonb_build_object('owner', (
+            SELECT shown(p) FROM people p WHERE p.id = i.owner_id
+        )) ORDER BY i.id), '[]') FROM issues i WHERE i.open
+        """,
         relationships={"owner": "person"},
     ),
     Case(
         "issues.withLatestComments",
-        _select(
-            f"""{_ISSUE} || jsonb_build_object('comments', {
-                _list(
-                    _COMMENT,
-                    '''(SELECT * FROM comments WHERE issue_id = i.id
-                        ORDER BY likes DESC, id LIMIT 2) c''',
-                    "c.likes DESC, c.id",
-                )
-            })""",
-            "issues i",
-            "i.id",
-        ),
+        """
+        SELECT coalesce(jsonb_agg(shown(i) || jsonb_build_object('comments', (
+            SELECT coalesce(jsonb_agg(shown(c) ORDER BY c.likes DESC, c.id), '[]')
+            FROM comments c WHERE c.issue_id = i.id AND c.id IN (
+                SELECT id FROM comments WHERE issue_id = i.id ORDER BY likes DESC, id LIMIT 2
+            )
+        )) ORDER BY i.id), '[]') FROM issues i
+        """,
         relationships={"comments": "comment"},
     ),
     Case(
         "issues.withLabels",
-        _select(
-            f"""{_ISSUE} || jsonb_build_object('labels', {
-                _list(
-                    _LABEL,
-                    '''labels l JOIN issue_labels il ON il.label_id = l.id
-                       WHERE il.issue_id = i.id''',
-                    "l.id",
-                )
-            })""",
-            "issues i WHERE i.open",
-            "i.id",
-        ),
+        """
+        SELECT coalesce(jsonb_agg(shown(i) || jsonb_build_object('labels', (
+            SELECT coalesce(jsonb_agg(shown(l) ORDER BY l.id), '[]')
+            FROM labels l JOIN issue_labels il ON il.label_id = l.id WHERE il.issue_id = i.id
+        )) ORDER BY i.id), '[]') FROM issues i WHERE i.open
+        """,
         relationships={"labels": "label"},
         also={
-            "issueLabel": _select(
-                _ISSUE_LABEL, "issue_labels il JOIN issues i ON i.id = il.issue_id AND i.open", "1"
-            )
+            "issueLabel": """
+            SELECT coalesce(jsonb_agg(shown(il)), '[]')
+            FROM issue_labels il JOIN issues i ON i.id = il.issue_id WHERE i.open
+            """
         },
     ),
     Case(
         "teams.tree",
-        _select(
-            f"""jsonb_build_object('id', t.id, 'name', t.name, 'people', {
-                _list(
-                    f'''{_PERSON} || jsonb_build_object('issues',
-                      {_list(_ISSUE, "issues i WHERE i.owner_id = p.id", "i.id")})''',
-                    "people p WHERE p.team_id = t.id",
-                    "p.id",
-                )
-            })""",
-            "teams t",
-            "t.id",
-        ),
+        """
+        SELECT coalesce(jsonb_agg(shown(t) || jsonb_build_object('people', (
+            SELECT coalesce(jsonb_agg(shown(p) || jsonb_build_object('issues', (
+                SELECT coalesce(jsonb_agg(shown(i) ORDER BY i.id), '[]')
+                FROM issues i WHERE i.owner_id = p.id
+            )) ORDER BY p.id), '[]') FROM people p WHERE p.team_id = t.id
+        )) ORDER BY t.id), '[]') FROM teams t
+        """,
         table="team",
         relationships={"people": "person", "issues": "issue"},
     ),
     Case(
         "issues.commented",
-        _select(_ISSUE, f"issues i WHERE {_COMMENTED}", "i.id"),
+        """
+        SELECT coalesce(jsonb_agg(shown(i) ORDER BY i.id), '[]') FROM issues i
+        WHERE EXISTS (SELECT FROM comments c WHERE c.issue_id = i.id)
+        """,
         also={
-            "comment": _select(_COMMENT, "comments c JOIN issues i ON i.id = c.issue_id", "1"),
+            "comment": """
+            SELECT coalesce(jsonb_agg(shown(c)), '[]')
+            FROM comments c JOIN issues i ON i.id = c.issue_id
+            """
         },
     ),
     Case(
         "issues.labelled",
-        _select(_ISSUE, f"issues i WHERE {_LABELLED_BUG}", "i.id"),
+        """
+        SELECT coalesce(jsonb_agg(shown(i) ORDER BY i.id), '[]') FROM issues i
+        WHERE i.id IN (
+            SELECT issue_id FROM issue_labels JOIN labels ON id = label_id WHERE name = 'bug'
+        )
+        """,
         {"name": "bug"},
         also={
-            "issueLabel": _select(
-                _ISSUE_LABEL,
-                """issue_labels il JOIN labels l ON l.id = il.label_id AND l.name = 'bug'
-                   JOIN issues i ON i.id = il.issue_id""",
-                "1",
-            ),
-            "label": _select(_LABEL, "labels l WHERE l.name = 'bug'", "1"),
+            "issueLabel": """
+            SELECT coalesce(jsonb_agg(shown(il)), '[]') FROM issue_labels il
+            JOIN labels l ON l.id = il.label_id JOIN issues i ON i.id = il.issue_id
+            WHERE l.name = 'bug'
+            """,
+            "label": "SELECT coalesce(jsonb_agg(shown(l)), '[]') FROM labels l WHERE name = 'bug'",
         },
     ),
-    Case("issues.uncommented", _select(_ISSUE, f"issues i WHERE NOT {_COMMENTED}", "i.id")),
+    Case(
+        "issues.uncommented",
+        """
+        SELECT coalesce(jsonb_agg(shown(i) ORDER BY i.id), '[]') FROM issues i
+        WHERE NOT EXISTS (SELECT FROM comments c WHERE c.issue_id = i.id)
+        """,
+    ),
     Case(
         "issues.top",
-        _select(
-            _ISSUE,
-            "(SELECT * FROM issues ORDER BY rank DESC NULLS LAST, id LIMIT 3) i",
-            "i.rank DESC NULLS LAST, i.id",
-        ),
+        """
+        SELECT coalesce(jsonb_agg(shown(i) ORDER BY i.rank DESC NULLS LAST, i.id), '[]')
+        FROM issues i
+        WHERE i.id IN (SELECT id FROM issues ORDER BY rank DESC NULLS LAST, id LIMIT 3)
+        """,
         {"limit": 3},
     ),
     Case(
         "issues.after",
-        _select(
-            _ISSUE,
-            "(SELECT * FROM issues WHERE (rank, id) > (20, 'i2') ORDER BY rank, id LIMIT 3) i",
-            "i.rank, i.id",
-        ),
+        """
+        SELECT coalesce(jsonb_agg(shown(i) ORDER BY i.rank, i.id), '[]') FROM issues i
+        WHERE i.id IN (
+            SELECT id FROM issues WHERE (rank, id) > (20, 'i2') ORDER BY rank, id LIMIT 3
+        )
+        """,
         {"rank": 20, "id": "i2", "limit": 3},
     ),
     Case(
         "issues.after",
-        _select(
-            _ISSUE,
-            "(SELECT * FROM issues WHERE (rank, id) >= (20, 'i2') ORDER BY rank, id LIMIT 2) i",
-            "i.rank, i.id",
-        ),
+        """
+        SELECT coalesce(jsonb_agg(shown(i) ORDER BY i.rank, i.id), '[]') FROM issues i
+        WHERE i.id IN (
+            SELECT id FROM issues WHERE (rank, id) >= (20, 'i2') ORDER BY rank, id LIMIT 2
+        )
+        """,
         {"rank": 20, "id": "i2", "limit": 2, "inclusive": True},
     ),
 )
@@ -202,7 +192,8 @@ def _step(name: str, *statements: str) -> Step:
 SERIES = (
     _step(
         "insert an open issue inside every window",
-        "INSERT INTO issues VALUES ('i7', 'seventh', true, 25, 'p2', '2025-01-01', '{\"a\": [1, null]}')",
+        "INSERT INTO issues"
+        " VALUES ('i7', 'seventh', true, 25, 'p2', '2025-01-01', '{\"a\": [1, null]}')",
     ),
     _step(
         "insert an issue outside the filter",
@@ -218,7 +209,8 @@ SERIES = (
     _step("a row moves to the head of the window", "UPDATE issues SET rank = 99 WHERE id = 'i5'"),
     _step("a row moves within the window", "UPDATE issues SET rank = 98 WHERE id = 'i3'"),
     _step("a sort column becomes null", "UPDATE issues SET rank = NULL WHERE id = 'i4'"),
-    _step("two rows swap their places",
+    _step(
+        "two rows swap their places",
         "UPDATE issues SET rank = CASE id WHEN 'i3' THEN 99 ELSE 98 END WHERE id IN ('i3', 'i5')",
     ),
     _step("a primary key changes", "UPDATE issues SET id = 'i9' WHERE id = 'i2'"),
@@ -233,17 +225,23 @@ SERIES = (
         "INSERT INTO comments VALUES ('c6', 'i5', 'six', 2), ('c7', 'i5', 'seven', 7),"
         " ('c8', 'i1', 'eight', 4), ('c9', 'i2', 'nine', 4)",
     ),
-    _step("a child moves to the head of its window", "UPDATE comments SET likes = 9 WHERE id = 'c1'"),
+    _step(
+        "a child moves to the head of its window", "UPDATE comments SET likes = 9 WHERE id = 'c1'"
+    ),
     _step("a child inside its window goes", "DELETE FROM comments WHERE id = 'c2'"),
     _step("the last witness goes", "DELETE FROM comments WHERE issue_id = 'i3'"),
-    _step("a witness moves to another parent", "UPDATE comments SET issue_id = 'i4' WHERE id = 'c7'"),
+    _step(
+        "a witness moves to another parent", "UPDATE comments SET issue_id = 'i4' WHERE id = 'c7'"
+    ),
     _step(
         "junction rows come and go",
         "INSERT INTO issue_labels VALUES ('i5', 'l1'), ('i7', 'l3')",
         "DELETE FROM issue_labels WHERE issue_id = 'i3'",
     ),
-    _step("a junction row changes its key",
-        "UPDATE issue_labels SET label_id = 'l1' WHERE issue_id = 'i7'"),
+    _step(
+        "a junction row changes its key",
+        "UPDATE issue_labels SET label_id = 'l1' WHERE issue_id = 'i7'",
+    ),
     _step(
         "names at the far end of a junction change",
         "UPDATE labels SET name = 'old bug' WHERE id = 'l1'",
@@ -272,9 +270,13 @@ SERIES = (
         "many rows at once",
         "INSERT INTO issues SELECT 'm' || n, 'many', n % 2 = 0, n, 'p2', 'epoch', NULL"
         " FROM generate_series(1, 250) n",
-        "INSERT INTO comments SELECT 'mc' || n, 'm' || n, 'many', n FROM generate_series(1, 250, 3) n",
+        "INSERT INTO comments SELECT 'mc' || n, 'm' || n, 'many', n"
+        " FROM generate_series(1, 250, 3) n",
     ),
-    _step("many rows change", "UPDATE issues SET rank = 250 - rank, open = NOT open WHERE title = 'many'"),
+    _step(
+        "many rows change",
+        "UPDATE issues SET rank = 250 - rank, open = NOT open WHERE title = 'many'",
+    ),
     _step("many rows go", "DELETE FROM issues WHERE title = 'many'"),
     _step("a table is emptied", "TRUNCATE comments"),
     _step(

@@ -1,32 +1,21 @@
 """Official Zero clients as Python objects: a driver process, its clients, their views.
 
-Owns the driver process and what it has reported so far. A reader thread stores reports; tests wait
-on a condition until what they expect has been reported, with a deadline, and never sleep.
+Owns what the driver has reported so far; ``lines.py`` has the process and the waiting.
 """
 
 from __future__ import annotations
 
-import itertools
-import json
-import subprocess
-import threading
 import time
 import uuid
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-DEADLINE_S = 10.0
+from tests.e2e.lines import DEADLINE_S, DriverError, LineProcess, Row
+
 _DRIVER = Path(__file__).parent / "driver" / "driver.mjs"
-
-Row = dict[str, Any]
-T = TypeVar("T")
-
-
-class DriverError(Exception):
-    """The driver refused a command or ended."""
 
 
 @dataclass
@@ -48,43 +37,15 @@ class Driver:
 
     def __init__(self, node: Path, package: Path, version: str, log: Path) -> None:
         self.version = version
-        self._log = log
-        self._ids = itertools.count(1)
-        self._changed = threading.Condition()
-        self._replies: dict[int, Row] = {}
         self._reported: dict[str, _Reported] = defaultdict(_Reported)
-        self._ended = False
-        with log.open("wb") as stderr:
-            self._process = subprocess.Popen(
-                [str(node), str(_DRIVER), str(package)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                text=True,
-                encoding="utf-8",
-            )
-        self._reader = threading.Thread(target=self._read, name=f"driver-{version}", daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            event = json.loads(line)
-            with self._changed:
-                self._store(event)
-                self._changed.notify_all()
-        with self._changed:
-            self._ended = True
-            self._changed.notify_all()
+        self._lines = LineProcess([str(node), str(_DRIVER), str(package)], log, self._store)
+        self.command = self._lines.command
+        self.wait = self._lines.wait
+        self.stop = self._lines.stop
 
     def _store(self, event: Row) -> None:
-        kind = event["event"]
-        if kind == "ready":
-            return
-        if kind == "reply":
-            self._replies[event["id"]] = event
-            return
         reported = self._reported[event["client"]]
+        kind = event["event"]
         if kind == "view":
             reported.views[event["view"]].append(event)
         elif kind == "connection":
@@ -94,36 +55,8 @@ class Driver:
         else:
             reported.notices.append(event)
 
-    def command(self, cmd: str, **arguments: Any) -> Any:
-        """Send one command and wait for its result."""
-        assert self._process.stdin is not None
-        number = next(self._ids)
-        self._process.stdin.write(json.dumps({"id": number, "cmd": cmd, **arguments}) + "\n")
-        self._process.stdin.flush()
-        reply = self.wait(lambda: self._replies.pop(number, None), f"the reply to {cmd}")
-        if "error" in reply:
-            raise DriverError(f"{cmd} {arguments} failed: {reply['error']}\n{self.log_tail()}")
-        return reply["result"]
-
-    def wait(self, look: Callable[[], T | None], what: str, deadline_s: float = DEADLINE_S) -> T:
-        """Wait until ``look`` finds something in the reports; every report makes it look again."""
-        deadline = time.monotonic() + deadline_s
-        with self._changed:
-            while True:
-                found = look()
-                if found is not None:
-                    return found
-                left = deadline - time.monotonic()
-                if self._ended or left <= 0:
-                    how = "the driver ended" if self._ended else f"{deadline_s:.0f} s passed"
-                    raise DriverError(f"{how} without {what}\n{self.log_tail()}")
-                self._changed.wait(left)
-
     def reported(self, client: str) -> _Reported:
         return self._reported[client]
-
-    def log_tail(self) -> str:
-        return f"driver log: {self._log.read_text(errors='replace')[-1200:]}"
 
     def open(self, server: str, *, group: str | None = None, **options: Any) -> Client:
         """A client connecting to ``server``; alone in its group unless ``group`` is given."""
@@ -133,16 +66,6 @@ class Driver:
         options.update(server=server, storageKey=group or name)
         ids = self.command("open", client=name, options=options, legacyQueries=legacy_queries)
         return Client(self, name, ids["clientID"], ids["clientGroupID"])
-
-    def stop(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait(10)
-        self._reader.join(10)
 
 
 @dataclass(frozen=True)
@@ -179,7 +102,7 @@ class Client:
         return found
 
     def wait_rows(self, right: Callable[[dict[str, list[Row]]], bool], what: str) -> None:
-        """Wait until the local store is ``right``; the store has no events, so it is asked again."""
+        """Wait until the local store is ``right``; it has no events, so it is asked again."""
         deadline = time.monotonic() + DEADLINE_S
         while not right(rows := self.rows()):
             if time.monotonic() > deadline:
@@ -192,7 +115,7 @@ class Client:
         return Mutation(self, tag)
 
     def wait_connection(self, state: str, *, after: int = 0, deadline_s: float = DEADLINE_S) -> Row:
-        """Wait until the client reports connection ``state`` (beyond its first ``after`` reports)."""
+        """Wait until the client reports ``state``, beyond its first ``after`` reports."""
 
         def look() -> Row | None:
             seen = self.driver.reported(self.name).connection[after:]
@@ -240,16 +163,26 @@ class View:
         try:
             return self.client.driver.wait(look, what, deadline_s)
         except DriverError as error:
-            last = self.reports[-1:] or ["nothing"]
-            raise DriverError(f"{self.name}: {error}\nlast report: {last[0]}") from error
+            last = self.reports[-1] if self.reports else "nothing"
+            raise DriverError(f"{self.name}: {error}\nlast report: {last}") from error
 
     def wait_complete(self, *, deadline_s: float = DEADLINE_S) -> Row:
         return self.wait(lambda r: r["type"] == "complete", "complete", deadline_s=deadline_s)
 
-    def wait_data(self, expected: Any, *, deadline_s: float = DEADLINE_S) -> Row:
+    def wait_answer(self, expected: Any, *, deadline_s: float = DEADLINE_S) -> Row:
+        """Wait until the view is complete and shows ``expected``.
+
+        Client 0.25.9 may report a query as complete a moment before its rows.
+        """
         return self.wait(
-            lambda r: r["data"] == expected, f"data {expected!r}", deadline_s=deadline_s
+            lambda r: r["type"] == "complete" and r["data"] == expected,
+            f"being complete with {expected!r}",
+            deadline_s=deadline_s,
         )
+
+    def forget(self) -> None:
+        """Drop all reports but the newest, to look only at what happens from now on."""
+        del self.client.driver.reported(self.client.name).views[self.name][:-1]
 
     def destroy(self) -> None:
         self.client.driver.command("destroyView", client=self.client.name, view=self.name)

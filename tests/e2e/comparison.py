@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from tests.e2e.cases import Case
-from tests.e2e.client import Client, Driver, Row, View
+from tests.e2e.client import Client, Driver, View
+from tests.e2e.lines import Row
 from tests.e2e.upstream import Upstream
 
 
@@ -41,9 +42,10 @@ class Subscriber:
         """What the view shows now, together with the clock: both come from one poke."""
         return self.client.snapshot()[self.view.name]["data"]
 
-    def wait_complete(self) -> None:
-        self.view.wait_complete()
-        self.beat.wait_complete()
+    def wait_first(self, upstream: Upstream) -> None:
+        """Wait until the query is complete and shows PostgreSQL's answer for the first time."""
+        self.view.wait_answer(upstream.answer(self.case.answer))
+        self.wait_beat(upstream.beat)
 
 
 def follow(

@@ -16,16 +16,31 @@ from tests.conftest import PostgresCluster
 from tests.e2e.app import App
 from tests.e2e.client import Driver
 from tests.e2e.javascript import CLIENT_VERSIONS, client_package, node_binary
-from tests.e2e.node import Node
+from tests.e2e.node import Node, server_kind
 from tests.e2e.upstream import Upstream
 
+# What the reference server gets wrong; left out only when the tests are checked against it.
+REFERENCE_DEFECTS = frozenset(
+    {
+        # Its workers go on without their parent, and keep its port and its replication slot.
+        "test_orphans_of_a_killed_supervisor_end_and_a_new_node_takes_over",
+        # One worker's death ends the whole node.
+        "test_killed_sync_worker_is_replaced_and_its_clients_come_back",
+    }
+)
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Everything here but the browser tests needs Node 22 and the official client."""
     here = Path(__file__).parent
-    for item in items:
-        if item.path.is_relative_to(here) and item.get_closest_marker("browser") is None:
+    ours = [item for item in items if item.path.is_relative_to(here)]
+    for item in ours:
+        if item.get_closest_marker("browser") is None:
             item.add_marker("js")
+    if server_kind() == "reference":
+        left_out = [i for i in ours if getattr(i, "originalname", i.name) in REFERENCE_DEFECTS]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture(scope="session")

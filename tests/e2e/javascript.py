@@ -29,7 +29,9 @@ def cache_folder() -> Path:
 def node_binary() -> Path:
     """Node 22; the ``node`` of the machine may be older and lacks a global WebSocket."""
     # The package fetches the binary of this platform in its install script.
-    return installed(f"node@{NODE_VERSION}", scripts=True) / "node_modules" / "node" / "bin" / "node"
+    return (
+        installed(f"node@{NODE_VERSION}", scripts=True) / "node_modules" / "node" / "bin" / "node"
+    )
 
 
 def client_package(version: str) -> Path:

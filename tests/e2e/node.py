@@ -105,14 +105,21 @@ class Node:
         deadline = time.monotonic() + START_DEADLINE_S
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
-                raise RuntimeError(f"the node ended by itself ({self.process.returncode}): {self.tail()}")
-            with contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError):
-                # Not listening yet, or not ready (503): ask again.
-                with urllib.request.urlopen(self.url, timeout=5) as answer:
-                    if answer.status == 200:
-                        return
+                raise RuntimeError(
+                    f"the node ended by itself ({self.process.returncode}): {self.tail()}"
+                )
+            if self._answers():
+                return
             time.sleep(0.05)
         raise RuntimeError(f"the node was not ready after {START_DEADLINE_S:.0f} s: {self.tail()}")
+
+    def _answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(self.url, timeout=5) as answer:
+                return bool(answer.status == 200)
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            # Not listening yet, or not ready (503).
+            return False
 
     def tail(self) -> str:
         return f"\n--- {self.log}\n{self.log.read_text(errors='replace')[-1500:]}"
@@ -140,7 +147,9 @@ class Node:
             code = self.process.wait(STOP_DEADLINE_S)
         except subprocess.TimeoutExpired:
             self._kill(everyone)
-            raise RuntimeError(f"the node did not stop in {STOP_DEADLINE_S:.0f} s: {self.tail()}") from None
+            raise RuntimeError(
+                f"the node did not stop in {STOP_DEADLINE_S:.0f} s: {self.tail()}"
+            ) from None
         finally:
             self.process = None
         self._kill(everyone)
@@ -154,13 +163,17 @@ class Node:
         self.process = None
 
     def kill9_supervisor(self) -> list[psutil.Process]:
-        """Kill only the first process; its orphans must notice and end by themselves."""
+        """Kill only the first process; its children that have not ended by themselves after 10 s."""
         assert self.process is not None
-        everyone = self.processes()
+        children = self.processes()[1:]
         self.process.kill()
         self.process.wait(10)
         self.process = None
-        return everyone[1:]
+        deadline = time.monotonic() + 10
+        # Nobody may be there to reap orphans, so one that has ended can stay as a zombie.
+        while (alive := [one for one in children if _runs(one)]) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return alive
 
     @staticmethod
     def _kill(processes: list[psutil.Process]) -> None:
@@ -169,3 +182,10 @@ class Node:
                 # Ended between the listing and now, which is what is wanted.
                 one.kill()
         psutil.wait_procs(processes, timeout=10)
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False

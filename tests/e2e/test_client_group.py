@@ -31,7 +31,7 @@ def test_two_clients_of_a_group_follow_each_their_own_query(
     assert tabs[0].client.group_id == tabs[1].client.group_id
     assert tabs[0].client.client_id != tabs[1].client.client_id
     for tab in tabs:
-        tab.wait_complete()
+        tab.wait_first(upstream)
     for step in SERIES[17:28]:
         assert not follow(tabs, upstream, upstream.write(*step.statements)), step.name
         for tab in tabs:
@@ -46,7 +46,7 @@ def test_closing_one_tab_leaves_the_other_alone(
     first = Subscriber.open(driver, node.url, CASE["issues.open"], group=group)
     second = Subscriber.open(driver, node.url, CASE["issues.open"], group=group)
     for tab in (first, second):
-        tab.wait_complete()
+        tab.wait_first(upstream)
     first.client.close()
     for step in SERIES[:6]:
         assert not follow([second], upstream, upstream.write(*step.statements)), step.name
@@ -80,7 +80,7 @@ def test_mutation_of_one_tab_reaches_the_other(
 ) -> None:
     tabs = [Subscriber.open(driver, node.url, CASE["issues.all"], group=group) for _ in range(2)]
     for tab in tabs:
-        tab.wait_complete()
+        tab.wait_first(upstream)
     here, there = (
         tab.client.mutate("issue.append", id=f"new{n}", title="appended")
         for n, tab in enumerate(tabs)
@@ -95,15 +95,17 @@ def test_reloaded_tab_shows_what_the_group_stored_and_then_what_changed_meanwhil
     driver: Driver, upstream: Upstream, node: Node, group: str
 ) -> None:
     before = Subscriber.open(driver, node.url, CASE["issues.withComments"], group=group)
-    before.wait_complete()
+    before.wait_first(upstream)
     # Reading the stored rows makes the client write them to its store first.
     assert before.client.rows()["issue"]
     before.client.close()
-    upstream.write("DELETE FROM issues WHERE id = 'i1'", "UPDATE issues SET title = 'new' WHERE id = 'i2'")
+    upstream.write(
+        "DELETE FROM issues WHERE id = 'i1'", "UPDATE issues SET title = 'new' WHERE id = 'i2'"
+    )
 
     after = Subscriber.open(driver, node.url, CASE["issues.withComments"], group=group)
     assert after.client.group_id == before.client.group_id
-    after.wait_complete()
+    after.wait_first(upstream)
     assert not follow([after], upstream, upstream.write())
     assert not left_over(after.client, [after.case], upstream)
     after.client.close()

@@ -10,8 +10,9 @@ import pytest
 
 from tests.e2e.app import App
 from tests.e2e.cases import CASES
-from tests.e2e.client import Client, Driver, Row, View
+from tests.e2e.client import Client, Driver, View
 from tests.e2e.comparison import left_over
+from tests.e2e.lines import Row
 from tests.e2e.node import Node
 from tests.e2e.upstream import Upstream
 
@@ -26,18 +27,18 @@ def client(driver: Driver, upstream: Upstream, node: Node) -> Iterator[Client]:
 
 
 @pytest.fixture
-def issues(client: Client) -> View:
+def issues(client: Client, upstream: Upstream) -> View:
+    """All issues, as the client shows them from the seed on."""
     view = client.view("issues.all")
-    view.wait_complete()
+    view.wait_answer(upstream.answer(ALL.answer))
+    view.forget()
     return view
 
 
 def states_of(view: View, issue: str) -> list[Row | None]:
-    """What the view showed of one issue since it was complete, without repetitions."""
+    """What the view showed of one issue, report by report, without repetitions."""
     seen: list[Row | None] = []
     for report in view.reports:
-        if report["type"] != "complete":
-            continue
         state = next((row for row in report["data"] if row["id"] == issue), None)
         if not seen or seen[-1] != state:
             seen.append(state)
@@ -104,9 +105,8 @@ def test_stored_error_is_deleted_once_the_client_has_seen_it(
     client: Client, issues: View, upstream: Upstream, node: Node
 ) -> None:
     assert client.mutate("issue.rename", id="i1", title="").wait("server")["type"] == "error"
-    stored = f'SELECT count(*) FROM "{node.app_id}_0".mutations'
     deadline = time.monotonic() + 10
-    while upstream.answer(stored):
+    while upstream.stored_results(node.app_id):
         assert time.monotonic() < deadline, "the stored result is still there"
         time.sleep(0.02)
 
@@ -154,7 +154,7 @@ def test_other_clients_see_the_mutation(
 ) -> None:
     other = driver.open(node.url)
     theirs = other.view("issues.all")
-    theirs.wait_complete()
+    theirs.wait_answer(upstream.answer(ALL.answer))
     client.mutate("issue.append", id="new", title="appended").wait("server")
     theirs.wait(lambda r: r["data"] == upstream.answer(ALL.answer), "PostgreSQL's own answer")
     # They never see the guess.

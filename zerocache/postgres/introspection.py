@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib import resources
-from typing import Any, LiteralString, cast
+from typing import Any, LiteralString
 
 import msgspec
 import psycopg
@@ -23,7 +23,7 @@ _FIRST_WITH_GENERATED_COLUMNS = 180_000
 
 def load_sql(name: str) -> LiteralString:
     """The text of an ``.sql`` file of this package, which is code and not input."""
-    return cast(LiteralString, resources.files(__package__).joinpath(name).read_text("utf-8"))
+    return resources.files(__package__).joinpath(name).read_text("utf-8")
 
 
 def read_published_schema(

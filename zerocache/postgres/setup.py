@@ -146,7 +146,7 @@ def _forget_replicas(connection: psycopg.Connection[Any], shard: ShardNames) -> 
 
 
 def _set_identities(connection: psycopg.Connection[Any], schema: PublishedSchema) -> bool:
-    """Give keyless tables a replica identity where a unique index allows it; True if any got one."""
+    """Give keyless tables a replica identity through a unique index; True if any got one."""
     changed = False
     for table in schema.tables:
         index = _usable_index(schema, table)

@@ -23,7 +23,10 @@ columns AS (
         'type_kind', coalesce(e.typtype, t.typtype),
         'is_enum', coalesce(e.typtype, t.typtype) = 'e',
         'is_array', e.oid IS NOT NULL,
-        'not_null', a.attnotnull,
+        -- PostgreSQL 18 sets attnotnull for constraints that are still NOT VALID
+        'not_null', a.attnotnull AND NOT EXISTS (
+            SELECT FROM pg_constraint v WHERE v.conrelid = a.attrelid AND v.contype = 'n'
+            AND NOT v.convalidated AND a.attnum = ANY (v.conkey)),
         'max_length', CASE WHEN a.atttypmod < 0 THEN NULL
                            WHEN coalesce(e.typname, t.typname) IN ('varchar', 'bpchar')
                            THEN a.atttypmod - 4

@@ -80,7 +80,7 @@ class PokeParts:
             self._row_characters += size
             start += len(run)
             if self._entries >= MAX_ENTRIES or self._row_characters >= MAX_ROW_CHARACTERS:
-                self._close_part()
+                self.close_part()
 
     def _until_limit(self, run: Sequence[str] | Sequence[bytes]) -> Sequence[str] | Sequence[bytes]:
         """The shortest start of ``run`` that reaches the limit: it is checked after adding."""
@@ -94,7 +94,7 @@ class PokeParts:
     def _count_one(self) -> None:
         self._entries += 1
         if self._entries >= MAX_ENTRIES:
-            self._close_part()
+            self.close_part()
 
     def take(self) -> list[bytes]:
         """Frames finished since the last call."""
@@ -104,10 +104,10 @@ class PokeParts:
     def finish(self) -> list[bytes]:
         """Close the open part; every frame not yet taken."""
         if self._entries:
-            self._close_part()
+            self.close_part()
         return self.take()
 
-    def _close_part(self) -> None:
+    def close_part(self) -> None:
         members = [self._head]
         if self._lmids:
             members.append(b'"lastMutationIDChanges":' + _encode(self._lmids))
@@ -162,7 +162,7 @@ class PokeChunks(PokeParts):
 
     def finish(self) -> list[bytes]:
         if self._entries:
-            self._close_part()
+            self.close_part()
         self._buffer += b"[]" if self._open == b"[" else b"]"
         self._cut()
         self._frames.append(_CHUNK_TAG + self._buffer)

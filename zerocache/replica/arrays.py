@@ -49,7 +49,7 @@ def json_number(decode: Callable[[str], object]) -> ElementEncoder:
 
 
 def array_decoder(encode: ElementEncoder, *, boxes: bool = False) -> Callable[[str], str]:
-    """The decoder for arrays whose elements ``encode`` writes; ``boxes`` if they are of type box."""
+    """The decoder for arrays whose elements ``encode`` writes; ``boxes``: of type box."""
     if encode is json_integer:
         return _integers
     token = _BOX_TOKEN if boxes else _TOKEN

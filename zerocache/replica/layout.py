@@ -136,9 +136,7 @@ def create_indexes(connection: apsw.Connection, facts: TableFacts) -> None:
         connection.execute(create_index_sql(index))
 
 
-def save_table(
-    connection: apsw.Connection, facts: TableFacts, min_row_version: str = "00"
-) -> None:
+def save_table(connection: apsw.Connection, facts: TableFacts, min_row_version: str = "00") -> None:
     """Write (or replace) the metadata of one table and of its columns."""
     table = facts.table
     name = table.wire_name
@@ -241,6 +239,4 @@ def _in_order(table: PublishedTable) -> list[PublishedColumn]:
 
 def facts_of(schema: PublishedSchema) -> Iterable[TableFacts]:
     """One :class:`TableFacts` per table of ``schema``."""
-    return [
-        TableFacts(table=table, indexes=schema.indexes_of(table)) for table in schema.tables
-    ]
+    return [TableFacts(table=table, indexes=schema.indexes_of(table)) for table in schema.tables]

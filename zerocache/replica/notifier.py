@@ -1,7 +1,7 @@
 """Version-ready: tells every sync worker of this node that the replica has a new commit.
 
-Owns the Unix socket ``version-ready.sock``: lines of ``<stateVersion>\\n``, newest last. A line is a
-hint, not data: losing all but the newest is fine (slow readers get them coalesced), losing the
+Owns the Unix socket ``version-ready.sock``: lines of ``<stateVersion>\\n``, newest last. A line
+is a hint, not data: losing all but the newest is fine (slow readers get them coalesced), losing the
 newest is not. It never blocks the writer, and publishing is allowed from any thread.
 
 A version may be announced again although nothing was committed. It then means "re-open your

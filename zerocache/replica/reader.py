@@ -70,7 +70,7 @@ def read_state(connection: apsw.Connection) -> ReplicaState:
     """The state of the snapshot ``connection`` sees; ``ReplicaError`` if the file is no replica."""
     try:
         row = connection.execute(
-            'SELECT s.stateVersion, s.logPos, s.logFloor, c.replicaVersion '
+            "SELECT s.stateVersion, s.logPos, s.logFloor, c.replicaVersion "
             'FROM "_zero.replicationState" s, "_zero.replicationConfig" c'
         ).fetchone()
     except apsw.SQLError as error:
@@ -91,8 +91,9 @@ def load_schema(connection: apsw.Connection) -> dict[str, ReplicaTable]:
     """Every user table of the snapshot ``connection`` sees, by wire name."""
     columns: dict[str, dict[str, ReplicaColumn]] = {}
     for table, name, upstream_type, not_null, is_enum, is_array in connection.execute(
-        "SELECT table_name, column_name, upstream_type, is_not_null, is_enum, is_array "
-        f"FROM {COLUMN_METADATA} ORDER BY table_name, position"  # noqa: S608 - a constant
+        "SELECT table_name, column_name, upstream_type, is_not_null, is_enum, "  # noqa: S608
+        "is_array "
+        f"FROM {COLUMN_METADATA} ORDER BY table_name, position"
     ):
         columns.setdefault(table, {})[name] = ReplicaColumn(
             name=name,
@@ -104,8 +105,8 @@ def load_schema(connection: apsw.Connection) -> dict[str, ReplicaTable]:
         )
     tables = {}
     for name, keys, min_row_version, upstream in connection.execute(
-        "SELECT table_name, keys, minRowVersion, upstreamMetadata "
-        f"FROM {TABLE_METADATA} ORDER BY table_name"  # noqa: S608 - a constant
+        "SELECT table_name, keys, minRowVersion, upstreamMetadata "  # noqa: S608 - a constant
+        f"FROM {TABLE_METADATA} ORDER BY table_name"
     ):
         facts = msgspec.json.decode(upstream, type=TableFacts)
         tables[name] = ReplicaTable(

@@ -9,13 +9,13 @@ None.
 from __future__ import annotations
 
 import re
-from datetime import date, datetime, timezone
+from datetime import UTC, date, datetime
 
 _DAY_MS = 86_400_000
 _DAY_US = _DAY_MS * 1_000
 _EPOCH_ORDINAL = date(1970, 1, 1).toordinal()
 _EPOCH = datetime(1970, 1, 1)
-_EPOCH_UTC = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_EPOCH_UTC = datetime(1970, 1, 1, tzinfo=UTC)
 _INFINITIES = frozenset({"infinity", "-infinity"})
 _STAMP = re.compile(
     r"(\d{4,})-(\d\d)-(\d\d)"

@@ -34,13 +34,15 @@ Unchanged: TypeAlias = Literal[_Unchanged.UNCHANGED]
 TextRow: TypeAlias = list[str | Unchanged | None]
 StoredRow: TypeAlias = list[SQLiteValue | Unchanged]
 
-_ISBN_FAMILY = "ean13 isbn isbn13 ismn ismn13 issn issn13 upc"
+_NUMBERS = ("int2", "int4", "int8", "float4", "float8", "numeric")
+_TIMES = ("date", "timestamp", "timestamptz", "time", "timetz")
+_STRINGS = ("text", "varchar", "bpchar", "uuid", "inet", "cidr", "macaddr", "macaddr8", "pg_lsn")
+_ISBN_FAMILY = ("ean13", "isbn", "isbn13", "ismn", "ismn13", "issn", "issn13", "upc")
 _CLIENT_TYPES: dict[str, ClientType] = {
-    **dict.fromkeys("int2 int4 int8 float4 float8 numeric".split(), "number"),
-    **dict.fromkeys("date timestamp timestamptz time timetz".split(), "number"),
-    **dict.fromkeys("text varchar bpchar uuid inet cidr macaddr macaddr8 pg_lsn".split(), "string"),
-    **dict.fromkeys(_ISBN_FAMILY.split(), "string"),
-    **dict.fromkeys("json jsonb".split(), "json"),
+    **dict.fromkeys(_NUMBERS + _TIMES, "number"),
+    **dict.fromkeys(_STRINGS + _ISBN_FAMILY, "string"),
+    "json": "json",
+    "jsonb": "json",
     "bool": "boolean",
 }
 # Array types by category whose text form is not that of an array.

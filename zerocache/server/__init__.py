@@ -13,7 +13,7 @@ Describe the data and queries (``zerocache.zql.schema`` and ``zerocache.zql.buil
 
 Mutators and queries, in plain functions:
 
-    async def create_issue(tx: ServerTransaction, args: Any, ctx: Any) -> None:
+    async def create_issue(tx: Transaction, args: Any, ctx: Any) -> None:
         await tx.mutate.issue.insert({"id": args["id"], "title": args["title"]})
         rows = await tx.run(zql.issue.where("title", args["title"]))      # list of dicts
         await tx.db_transaction.query("select $1::text as x", ["raw SQL"])  # list of dicts
@@ -25,9 +25,9 @@ Mutators and queries, in plain functions:
 
     queries = define_queries({"issue": {"byTitle": define_query(by_title)}})
 
-``define_mutator(fn, validator=...)`` and ``define_query(fn, validator=...)`` take any callable that
-returns the validated argument or raises. Functions are called as ``fn(tx=, args=, ctx=)`` and
-``fn(args=, ctx=)``.
+``define_mutator(validator, fn)`` and ``define_query(validator, fn)`` put a validator in front: any
+callable that returns the validated argument or raises, or a pydantic model. Functions are called
+as ``fn(tx=, args=, ctx=)`` and ``fn(args=, ctx=)``.
 
 Answer requests (dicts in, dicts out; any web framework):
 
@@ -47,6 +47,89 @@ Answer requests (dicts in, dicts out; any web framework):
 ``callback(tx, name, args)``. ``body`` may be parsed JSON, or its text as bytes or str.
 
 Without asyncio (Django, Flask): ``SyncZQLDatabase(PsycopgSyncConnection(url), schema)``, mutators
-that are plain ``def`` functions, and ``handle_mutate_request_sync`` /
-``handle_query_request_sync`` / ``PushProcessor.process_sync``.
+that are plain ``def`` functions, and ``process_push_sync`` / ``handle_mutate_request_sync`` /
+``handle_query_request_sync``.
 """
+
+from zerocache.server.database import (
+    DatabaseConnection,
+    DatabaseTransaction,
+    Transaction,
+    ZQLDatabase,
+)
+from zerocache.server.endpoint import UNSET, UserID
+from zerocache.server.errors import (
+    ApplicationError,
+    DatabaseTransactionError,
+    InputValidationError,
+    MutationAlreadyProcessed,
+    OutOfOrderMutation,
+    QueryParseError,
+    SchemaMismatchError,
+)
+from zerocache.server.mutate import Mutation, PushProcessor, Transact, handle_mutate_request
+from zerocache.server.mutators import (
+    Mutator,
+    MutatorRegistry,
+    define_mutator,
+    define_mutators,
+    get_mutator,
+    must_get_mutator,
+)
+from zerocache.server.psycopg_adapter import PsycopgConnection, PsycopgSyncConnection
+from zerocache.server.queries import (
+    NamedQuery,
+    QueryRegistry,
+    define_queries,
+    define_query,
+    get_query,
+    must_get_query,
+)
+from zerocache.server.query import handle_query_request
+from zerocache.server.sync import (
+    SyncTransaction,
+    SyncZQLDatabase,
+    handle_mutate_request_sync,
+    handle_query_request_sync,
+    process_push_sync,
+)
+
+__all__ = [
+    "UNSET",
+    "ApplicationError",
+    "DatabaseConnection",
+    "DatabaseTransaction",
+    "DatabaseTransactionError",
+    "InputValidationError",
+    "Mutation",
+    "MutationAlreadyProcessed",
+    "Mutator",
+    "MutatorRegistry",
+    "NamedQuery",
+    "OutOfOrderMutation",
+    "PsycopgConnection",
+    "PsycopgSyncConnection",
+    "PushProcessor",
+    "QueryParseError",
+    "QueryRegistry",
+    "SchemaMismatchError",
+    "SyncTransaction",
+    "SyncZQLDatabase",
+    "Transact",
+    "Transaction",
+    "UserID",
+    "ZQLDatabase",
+    "define_mutator",
+    "define_mutators",
+    "define_queries",
+    "define_query",
+    "get_mutator",
+    "get_query",
+    "handle_mutate_request",
+    "handle_mutate_request_sync",
+    "handle_query_request",
+    "handle_query_request_sync",
+    "must_get_mutator",
+    "must_get_query",
+    "process_push_sync",
+]

@@ -141,7 +141,6 @@ function watch(client, z, views, view, query, ttl) {
   });
 }
 
-report({event: 'ready'});
 for await (const line of createInterface({input: process.stdin})) {
   const {id, cmd, ...rest} = JSON.parse(line);
   // Not awaited: a command that waits for the network must not hold up the next one.

@@ -92,7 +92,7 @@ async function change(name, issueID, request) {
     if (local.type === "error") return settle("rejected", `refused here: ${local.error.message}`);
     text.textContent = `optimistic after ${(performance.now() - started).toFixed(1)} ms`;
     const answer = await result.server;
-    if (answer.type === "error") settle("rejected", `refused: ${answer.error.message}, undone`);
+    if (answer.type === "error") settle("rejected", `undone, “${answer.error.message}”,`);
     else settle("confirmed", "confirmed by the database");
   } catch (error) {
     settle("rejected", `failed: ${error.message}`);
@@ -306,6 +306,10 @@ function readFilters(event) {
   const { name, type, checked, value } = event.target;
   filters[name] = type === "checkbox" ? checked : value;
   filters.limit = PAGE_SIZE;
+  for (const field of byId("filters").querySelectorAll("input, select")) {
+    // That query takes no other filter.
+    if (field.name !== "uncommented") field.disabled = filters.uncommented;
+  }
   clearTimeout(typing);
   typing = setTimeout(watchList, name === "search" ? 150 : 0);
 }

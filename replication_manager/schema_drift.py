@@ -1,0 +1,153 @@
+"""Notices that upstream's tables are no longer those the replica was built from.
+
+Owns the comparison, and a thread that makes it every few seconds. Changes of the schema are not
+applied to the replica yet; what matters is that none goes unnoticed, because rows of another
+shape, or uniqueness that upstream gave up, would make the replica silently wrong. Anything that can
+matter therefore ends in ResyncRequired; an additional index, which cannot, is ignored.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import psycopg
+import structlog
+
+from replication_manager.pgoutput import Relation
+from replication_manager.signals import Stopped, StopSignal
+from zerocache.errors import ConfigurationError, ResyncRequired
+from zerocache.postgres.connection import connect
+from zerocache.postgres.introspection import read_published_schema
+from zerocache.replica.layout import TableFacts, facts_of
+from zerocache.replica.published import PublishedColumn, PublishedIndex, PublishedSchema
+
+_INTERVAL_S = 5.0
+
+log = structlog.get_logger(__name__)
+
+
+def schema_differences(replica: Mapping[str, TableFacts], upstream: PublishedSchema) -> list[str]:
+    """What was changed upstream, in words; empty if the replica still fits."""
+    current = {facts.table.wire_name: facts for facts in facts_of(upstream)}
+    differences = [f"table {name} was added" for name in sorted(current.keys() - replica.keys())]
+    differences += [f"table {name} is gone" for name in sorted(replica.keys() - current.keys())]
+    for name in sorted(current.keys() & replica.keys()):
+        differences += _table_differences(replica[name], current[name])
+    return differences
+
+
+def _table_differences(before: TableFacts, now: TableFacts) -> Iterable[str]:
+    old, new = before.table, now.table
+    name = old.wire_name
+    if old.oid != new.oid:
+        yield f"table {name} was created anew"
+        return
+    if [_shape(column) for column in old.columns] != [_shape(column) for column in new.columns]:
+        yield f"columns of table {name} were changed"
+    if old.primary_key != new.primary_key:
+        yield f"the primary key of table {name} was changed"
+    if old.replica_identity != new.replica_identity:
+        yield f"the replica identity of table {name} was changed"
+    if old.row_filter != new.row_filter:
+        yield f"the row filter of table {name} was changed"
+    if missing := _enforced(before.indexes) - _enforced(now.indexes):
+        keys = ", ".join(str(list(key)) for key in sorted(missing))
+        yield f"a unique index of table {name} on {keys} was dropped"
+    if added := _enforced(now.indexes) - _enforced(before.indexes):
+        keys = ", ".join(str(list(key)) for key in sorted(added))
+        yield f"a unique index of table {name} on {keys} was added"
+
+
+def _shape(column: PublishedColumn) -> tuple[object, ...]:
+    return (column.position, column.name, column.type_oid, column.type_name, column.not_null)
+
+
+def _enforced(indexes: Iterable[PublishedIndex]) -> set[tuple[str, ...]]:
+    return {index.column_names for index in indexes if index.enforced}
+
+
+def check_relation(relation: Relation, facts: TableFacts) -> None:
+    """Compare what the stream announces with what the replica has, before any of its rows."""
+    types = {column.name: column.type_oid for column in facts.table.columns}
+    announced = {column.name: column.type_oid for column in relation.columns}
+    if facts.table.oid != relation.oid:
+        change = "was created anew"
+    elif announced != types:
+        change = f"has the columns {sorted(announced)} now (or other types)"
+    elif relation.identity != facts.table.replica_identity:
+        change = f"has replica identity {relation.identity!r} now"
+    else:
+        return
+    raise ResyncRequired(
+        f"table {facts.table.wire_name} {change}: its changes cannot be applied to the replica "
+        "as it is; a new initial sync is needed"
+    )
+
+
+class SchemaWatch:
+    """Compares in the background; :meth:`check` raises in the caller's thread.
+
+    A context manager. It never raises itself for a database that is away: the change stream
+    notices that too, and knows what to do.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        publications: tuple[str, ...],
+        replica: Mapping[str, TableFacts],
+        *,
+        interval_s: float = _INTERVAL_S,
+        connector: Callable[[str, str], psycopg.Connection[Any]] = connect,
+    ) -> None:
+        self._url = url
+        self._publications = publications
+        self._replica = replica
+        self._interval_s = interval_s
+        self._connect = connector
+        self._stop = StopSignal()
+        self._thread = threading.Thread(target=self._run, name="schema-watch", daemon=True)
+        # Set once, by the thread; read by whoever calls check().
+        self._differences: list[str] = []
+
+    def __enter__(self) -> SchemaWatch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._stop.close()
+
+    def check(self) -> None:
+        """``ResyncRequired`` if a difference was found."""
+        if self._differences:
+            raise drift_error(self._differences)
+
+    def _run(self) -> None:
+        try:
+            while not self._differences:
+                self._watch()
+                self._stop.wait(self._interval_s)
+        except Stopped:
+            return
+
+    def _watch(self) -> None:
+        """Compare now and then until the connection breaks or a difference is found."""
+        try:
+            with self._connect(self._url, "schema-watch") as connection:
+                while not self._differences:
+                    current = read_published_schema(connection, self._publications)
+                    self._differences = schema_differences(self._replica, current)
+                    self._stop.wait(self._interval_s)
+        except (ConfigurationError, psycopg.Error) as error:
+            log.info("schema_watch_interrupted", reason=str(error))
+
+
+def drift_error(differences: list[str]) -> ResyncRequired:
+    return ResyncRequired(
+        f"the published schema differs from the replica's: {'; '.join(differences)}. The replica "
+        "cannot follow changes of the schema; a new initial sync is needed"
+    )

@@ -1,0 +1,213 @@
+"""The replication process' work, from an empty disk to a stream that outlives restarts.
+
+Owns the order of things (set-up, replica, slot, stream), and what follows from each failure: try
+again, sync anew, or give up. It runs in one thread of its own and never serves anybody; what
+others need to know goes through the callbacks. Invariant: a replica that cannot follow upstream is
+replaced or left as it stands, never patched up.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import apsw
+import psycopg
+import structlog
+
+from replication_manager.initial_sync import SyncSettings, run_initial_sync
+from replication_manager.local_replica import require_usable
+from replication_manager.schema_drift import SchemaWatch, drift_error, schema_differences
+from replication_manager.signals import Stopped, StopSignal
+from replication_manager.slot import (
+    check_replication_role,
+    find_slot,
+    start_streaming,
+    take_over,
+)
+from replication_manager.stream import ChangeStream, StreamLimits
+from replication_manager.walsender import ReplicationConnection, StreamEnded
+from zerocache.config import Config
+from zerocache.errors import ConfigurationError, ReplicationError, ResyncRequired
+from zerocache.postgres.connection import connect, is_transient
+from zerocache.postgres.setup import Upstream, set_up_upstream
+from zerocache.postgres.shard import ShardNames
+from zerocache.protocol.versions import Watermark, lsn_from_watermark
+from zerocache.replica.layout import load_tables
+from zerocache.replica.reader import open_replica, read_state
+from zerocache.replica.writer import ReplicaWriter
+
+_FIRST_BACKOFF_S = 0.1
+_LONGEST_BACKOFF_S = 15.0
+# How long a database may be away when we start; containers often start before it.
+_STARTUP_PATIENCE_S = 60.0
+_STABLE_AFTER_S = 30.0
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Callbacks:
+    """All are called from the service's thread."""
+
+    ready: Callable[[], None]
+    publish: Callable[[Watermark], None]
+    progress: Callable[[str], None]
+
+
+class ReplicationService:
+    """``run`` returns when asked to stop and raises what only an operator can mend."""
+
+    def __init__(self, config: Config, callbacks: Callbacks, stop: StopSignal) -> None:
+        self._config = config
+        self._callbacks = callbacks
+        self._stop = stop
+        self._url = config.upstream.db
+        self._file = Path(config.replica.file)
+        self._shard = ShardNames(
+            config.app.id, config.shard.num, tuple(sorted(config.app.publications))
+        )
+        self._backoff_s = _FIRST_BACKOFF_S
+        self._started_s = time.monotonic()
+        # True once a stream was begun: from then on workers serve, and only waiting is left.
+        self._was_ready = False
+        # Why the present replica is of no use; set by the session that found out.
+        self._resync_reason: ResyncRequired | None = None
+
+    def run(self) -> None:
+        while not self._stop.is_set:
+            session_s = time.monotonic()
+            try:
+                self._session()
+            except Stopped:
+                return
+            except ResyncRequired as reason:
+                self._resync(reason)
+            except apsw.CorruptError as error:
+                self._resync(_corrupt(self._file, error))
+            except (ConfigurationError, ReplicationError, psycopg.Error, StreamEnded) as error:
+                self._recover(error)
+            if time.monotonic() - session_s >= _STABLE_AFTER_S:
+                self._backoff_s = _FIRST_BACKOFF_S
+            try:
+                self._stop.wait(self._backoff_s)
+            except Stopped:
+                return
+            self._backoff_s = min(2 * self._backoff_s, _LONGEST_BACKOFF_S)
+
+    def _resync(self, reason: ResyncRequired) -> None:
+        if not self._config.auto_reset:
+            # Stale data is served on: the operator asked for that.
+            raise ConfigurationError(
+                f"{reason}, but ZERO_AUTO_RESET is off: delete {self._file} and restart, or turn "
+                "it on",
+                code=reason.code,
+            ) from reason
+        self._resync_reason = reason
+
+    def _recover(self, error: Exception) -> None:
+        """Return if another attempt makes sense, else raise ``error``."""
+        if isinstance(error, ConfigurationError) and not self._was_ready:
+            waited_s = time.monotonic() - self._started_s
+            if not is_transient(error) or waited_s > _STARTUP_PATIENCE_S:
+                raise error
+            self._callbacks.progress(f"waiting for the upstream database: {error}")
+        log.warning("replication_interrupted", reason=str(error), retry_s=self._backoff_s)
+
+    def _session(self) -> None:
+        """Everything between two failures."""
+        if not self._was_ready:
+            check_replication_role(self._url, self._stop)
+        upstream = set_up_upstream(self._url, self._shard)
+        self._ensure_replica(upstream)
+        writer = ReplicaWriter(self._file)
+        try:
+            self._stream(upstream, writer)
+        finally:
+            writer.close()
+
+    def _ensure_replica(self, upstream: Upstream) -> None:
+        try:
+            if self._resync_reason is not None:
+                raise self._resync_reason
+            require_usable(self._file, self._shard)
+            self._require_matching(upstream)
+            return
+        except ResyncRequired as reason:
+            if self._file.exists():
+                if not self._config.auto_reset:
+                    raise
+                log.warning("replica_reset", file=str(self._file), reason=str(reason))
+        settings = SyncSettings(
+            url=self._url,
+            shard=self._shard,
+            replica_file=self._file,
+            workers=self._config.initial_sync.table_copy_workers,
+            failover=self._config.upstream.pg_replication_slot_failover,
+            report=self._callbacks.progress,
+        )
+        run_initial_sync(settings, self._stop)
+        self._resync_reason = None
+
+    def _require_matching(self, upstream: Upstream) -> None:
+        """The replica fits the published schema, and a slot continues it."""
+        connection = open_replica(self._file)
+        try:
+            tables = load_tables(connection)
+            version = read_state(connection).replica_version
+        finally:
+            connection.close()
+        if differences := schema_differences(tables, upstream.schema):
+            raise drift_error(differences)
+        with connect(self._url, "slot-management") as control:
+            find_slot(control, self._shard, version)
+
+    def _stream(self, upstream: Upstream, writer: ReplicaWriter) -> None:
+        with connect(self._url, "slot-management") as control:
+            slot = find_slot(control, self._shard, writer.state.replica_version)
+            take_over(control, self._shard, slot)
+        facts = {table.wire_name: writer.facts(table.wire_name) for table in upstream.schema.tables}
+        with (
+            ReplicationConnection(self._url, "replication", self._stop) as connection,
+            SchemaWatch(self._url, upstream.publications, facts) as watch,
+        ):
+            limits = self._limits(connection)
+            start = lsn_from_watermark(writer.state.version) + 1
+            start_streaming(connection, slot, start, upstream.publications, self._stop)
+            log.info("replication_started", slot=slot, version=writer.state.version)
+            stream = ChangeStream(connection, writer, self._callbacks.publish, watch.check, limits)
+            self._callbacks.publish(writer.state.version)
+            if not self._was_ready:
+                self._was_ready = True
+                self._callbacks.ready()
+            try:
+                stream.run()
+            except (Stopped, StreamEnded):
+                self._finish(stream)
+                raise
+
+    def _finish(self, stream: ChangeStream) -> None:
+        try:
+            stream.finish()
+        except (StreamEnded, psycopg.Error) as error:
+            # The commit is made; only its acknowledgement may be missing, and the next
+            # connection begins after it anyway.
+            log.info("last_acknowledgement_lost", reason=str(error))
+
+    def _limits(self, connection: ReplicationConnection) -> StreamLimits:
+        rows = connection.execute(
+            b"SELECT setting FROM pg_settings WHERE name = 'wal_sender_timeout'"
+        )
+        timeout_s = int(rows[0][0] or b"0") / 1_000
+        override_ms = self._config.upstream.pg_stream_inbound_timeout_ms
+        inbound_s = 2 * timeout_s if override_ms is None else override_ms / 1_000
+        return StreamLimits(wal_sender_timeout_s=timeout_s, inbound_timeout_s=inbound_s)
+
+
+def _corrupt(file: Path, error: apsw.Error) -> ResyncRequired:
+    return ResyncRequired(
+        f"the replica {file} is damaged ({error}): nothing in it can be trusted; a new initial "
+        "sync is needed"
+    )

@@ -1,0 +1,212 @@
+"""The parallel COPY of all published tables out of one exported snapshot.
+
+Owns the copy connections and the order of the tables. One thread multiplexes them all: PostgreSQL
+formats rows in as many processes as there are connections, while this thread decodes and hands
+batches to a sink; more threads would only fight for the interpreter lock (measured: one thread
+keeps up with what two cores can do). Memory is bounded by one batch per connection, because
+nothing is read ahead of the sink. Invariants: all connections see the same snapshot, and every
+table is locked against changes of its shape before the first row is read.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, LiteralString
+
+import psycopg
+from psycopg import pq, sql
+from psycopg.errors import error_from_result
+
+from replication_manager.signals import StopSignal
+from zerocache.errors import ReplicationError
+from zerocache.postgres.connection import connect
+from zerocache.replica.published import PublishedTable
+
+BATCH_ROWS = 2_000
+BATCH_BYTES = 1 << 20
+_LOCK_TIMEOUT = "30s"
+# Everything that shapes the text of a value, as on the replication stream; and row security,
+# which must end in an error rather than in missing rows.
+_SESSION: LiteralString = (
+    "SET TimeZone = 'UTC'; SET DateStyle = 'ISO'; SET IntervalStyle = 'postgres';"
+    "SET bytea_output = 'hex'; SET extra_float_digits = 1; SET client_encoding = 'UTF8';"
+    "SET idle_in_transaction_session_timeout = 0; SET row_security = off"
+)
+
+Sink = Callable[[PublishedTable, bytes, int], None]
+"""Takes whole lines of COPY text of one table, without the last newline, and their number."""
+
+
+@dataclass(frozen=True, slots=True)
+class TableSize:
+    """What the catalogue estimates; never counted."""
+
+    rows: int
+    size_bytes: int
+    # Rows of inheritance children are published as tables of their own, those of partitions not.
+    is_partitioned: bool
+
+
+def open_snapshot(url: str, purpose: str, snapshot: str) -> psycopg.Connection[Any]:
+    """A read-only transaction that sees the database as ``snapshot`` does."""
+    connection = connect(url, purpose)
+    try:
+        connection.execute(_SESSION)
+        connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        connection.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(snapshot)))
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def lock_tables(connection: psycopg.Connection[Any], tables: Sequence[PublishedTable]) -> None:
+    """Keep the shape of ``tables`` as it is until the transaction ends.
+
+    A table that was rewritten since the snapshot was taken would look empty in it: that is the one
+    thing PostgreSQL's snapshots do not cover, so it is looked for here.
+    """
+    connection.execute("SELECT set_config('lock_timeout', %s, true)", [_LOCK_TIMEOUT])
+    for table in tables:
+        connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(_identifier(table)))
+    rewritten = connection.execute(
+        "SELECT c.oid::regclass::text FROM pg_class c "
+        "WHERE c.oid IN (SELECT coalesce(p.relid, t.oid) FROM unnest(%s::oid[]) AS t(oid) "
+        "LEFT JOIN LATERAL pg_partition_tree(t.oid) p ON true) "
+        "AND c.relfilenode <> 0 AND c.relfilenode <> pg_relation_filenode(c.oid)",
+        [[table.oid for table in tables]],
+    ).fetchall()
+    if rewritten:
+        raise ReplicationError(
+            f"the tables {', '.join(name for (name,) in rewritten)} were rewritten or truncated "
+            "while the initial sync began: their rows cannot be read any more; it starts over",
+            code="ZC222",
+        )
+
+
+def read_sizes(
+    connection: psycopg.Connection[Any], tables: Sequence[PublishedTable]
+) -> dict[int, TableSize]:
+    """Estimated sizes by table oid, partitions included."""
+    rows = connection.execute(
+        "SELECT t.oid, sum(greatest(c.reltuples, 0))::int8, sum(pg_table_size(c.oid))::int8, "
+        "bool_or(c.relkind = 'p') "
+        "FROM unnest(%s::oid[]) AS t(oid) "
+        "JOIN LATERAL (SELECT t.oid AS relid UNION SELECT relid FROM pg_partition_tree(t.oid)) p "
+        "ON true JOIN pg_class c ON c.oid = p.relid GROUP BY 1",
+        [[table.oid for table in tables]],
+    )
+    return {int(oid): TableSize(count, size, parted) for oid, count, size, parted in rows}
+
+
+def copy_tables(
+    connections: Sequence[psycopg.Connection[Any]],
+    tables: Sequence[PublishedTable],
+    sizes: dict[int, TableSize],
+    sink: Sink,
+    stop: StopSignal,
+) -> None:
+    """Copy every table; returns when the last row is in ``sink``."""
+    # The largest first, so that the end is not one connection copying alone.
+    waiting = deque(sorted(tables, key=lambda table: -sizes[table.oid].size_bytes))
+    idle = list(connections)
+    active: list[_Copy] = []
+    while waiting or active:
+        while waiting and idle:
+            active.append(_Copy(idle.pop(), waiting.popleft(), sizes, sink))
+        ready = stop.wait_readable(*active, timeout_s=None)
+        for copy in [copy for copy in active if copy in ready]:
+            if copy.advance():
+                active.remove(copy)
+                idle.append(copy.connection)
+
+
+class _Copy:
+    """One COPY under way on one connection."""
+
+    def __init__(
+        self,
+        connection: psycopg.Connection[Any],
+        table: PublishedTable,
+        sizes: dict[int, TableSize],
+        sink: Sink,
+    ) -> None:
+        self.connection = connection
+        self._table = table
+        self._sink = sink
+        self._pgconn = connection.pgconn
+        # Lines received but not yet handed on, and their size.
+        self._lines: list[memoryview] = []
+        self._size = 0
+        # False until the server has answered the COPY command.
+        self._copying = False
+        statement = _copy_statement(table, sizes[table.oid].is_partitioned)
+        self._pgconn.send_query(statement.as_bytes(connection))
+        self._pgconn.flush()
+
+    def fileno(self) -> int:
+        return self._pgconn.socket
+
+    def advance(self) -> bool:
+        """Take in what has arrived; True once the table is complete."""
+        self._pgconn.consume_input()
+        if not self._copying:
+            if self._pgconn.is_busy():
+                return False
+            self._begin()
+        receive, append = self._pgconn.get_copy_data, self._lines.append
+        while True:
+            size, line = receive(1)
+            if size <= 0:
+                break
+            append(line)
+            self._size += size
+        if len(self._lines) >= BATCH_ROWS or self._size >= BATCH_BYTES:
+            self._flush()
+        if size == 0:
+            return False
+        self._end()
+        return True
+
+    def _flush(self) -> None:
+        if self._lines:
+            self._sink(self._table, b"".join(self._lines)[:-1], len(self._lines))
+            self._lines.clear()
+            self._size = 0
+
+    def _begin(self) -> None:
+        result = self._pgconn.get_result()
+        if result is None or result.status != pq.ExecStatus.COPY_OUT:
+            self._fail(result)
+        self._copying = True
+
+    def _end(self) -> None:
+        result = self._pgconn.get_result()
+        if result is None or result.status != pq.ExecStatus.COMMAND_OK:
+            self._fail(result)
+        while self._pgconn.get_result() is not None:
+            pass
+        self._flush()
+
+    def _fail(self, result: pq.abc.PGresult | None) -> None:
+        if result is not None:
+            raise error_from_result(result)
+        raise psycopg.OperationalError(self._pgconn.error_message.decode("utf-8", "replace"))
+
+
+def _identifier(table: PublishedTable) -> sql.Identifier:
+    return sql.Identifier(table.schema, table.name)
+
+
+def _copy_statement(table: PublishedTable, is_partitioned: bool) -> sql.Composed:
+    columns = sql.SQL(", ").join(sql.Identifier(column.name) for column in table.columns)
+    only = sql.SQL("" if is_partitioned else "ONLY ")
+    where: sql.Composable = sql.SQL("")
+    if table.row_filter is not None:
+        # An expression of the publication, printed by the server.
+        where = sql.SQL(" WHERE ") + sql.SQL(table.row_filter)
+    return sql.SQL("COPY (SELECT {} FROM {}{}{}) TO STDOUT").format(
+        columns, only, _identifier(table), where
+    )

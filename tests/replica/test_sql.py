@@ -1,0 +1,47 @@
+import apsw
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zerocache.replica.sql import equals_all, literal, placeholders, quote, quote_all
+
+names = st.text(st.characters(exclude_characters="\x00", exclude_categories=["Cs"]), min_size=1)
+
+
+@given(names)
+def test_quoted_identifier_names_exactly_that_column(name: str) -> None:
+    connection = apsw.Connection(":memory:")
+    connection.execute(f"CREATE TABLE t ({quote(name)})")
+    assert [row[1] for row in connection.execute("PRAGMA table_info(t)")] == [name]
+
+
+@given(st.text(st.characters(exclude_characters="\x00", exclude_categories=["Cs"])))
+def test_literal_evaluates_to_its_text(text: str) -> None:
+    connection = apsw.Connection(":memory:")
+    assert connection.execute(f"SELECT {literal(text)}").fetchone() == (text,)
+
+
+@pytest.mark.parametrize("name", ["", "a\x00b"])
+def test_names_sqlite_cannot_hold_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="cannot be an SQLite identifier"):
+        quote(name)
+
+
+def test_literal_with_nul_is_refused() -> None:
+    with pytest.raises(ValueError, match="NUL"):
+        literal("a\x00")
+
+
+def test_lists() -> None:
+    assert quote_all(["a", 'b"c']) == '"a", "b""c"'
+    assert placeholders(3) == "?, ?, ?"
+    assert equals_all(["a", "b"]) == '"a" IS ? AND "b" IS ?'
+
+
+def test_equality_condition_uses_an_index() -> None:
+    connection = apsw.Connection(":memory:")
+    connection.execute("CREATE TABLE t (a, b)")
+    connection.execute("CREATE UNIQUE INDEX i ON t (a, b)")
+    sql = f"EXPLAIN QUERY PLAN SELECT * FROM t WHERE {equals_all(['a', 'b'])}"
+    plan = connection.execute(sql, (1, 2)).fetchall()
+    assert "INDEX i (a=? AND b=?)" in plan[0][3]

@@ -1,0 +1,83 @@
+"""A child process for the tests of the supervisor: says what happens to it, answers sockets.
+
+Owns nothing: a stand-in for the replication process and for sync workers that speaks the real
+control protocol. Every event is a line in the file given by ``--events``. Must be run as a
+program. Invariant: it behaves like the real children towards signals and the control channel.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+from zerocache.config import Config
+from zerocache.control import RUNTIME_DIR_VARIABLE, ChildControl
+
+
+class FakeChild:
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.name = options.role if options.index is None else f"{options.role}-{options.index}"
+        self.stopping = asyncio.Event()
+        self.answers: set[asyncio.Task[None]] = set()
+
+    def note(self, event: str) -> None:
+        with Path(self.options.events).open("a") as events:
+            events.write(f"{event} {self.name} {os.getpid()}\n")
+
+    async def run(self) -> int:
+        control = ChildControl.from_environment()
+        control.start(on_socket=self.take)
+        Config.from_environment()
+        assert Path(os.environ[RUNTIME_DIR_VARIABLE]).stat().st_mode & 0o777 == 0o700
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self.stopping.set)
+        self.note("started")
+        if self.options.behaviour == "crash":
+            return 3
+        if self.options.behaviour == "configuration":
+            return 78
+        if self.options.behaviour == "fatal":
+            control.fatal("ZERO_UPSTREAM_DB: no such database", 78)
+            return 78
+        if self.options.gate:
+            # Opening a named pipe blocks until the test opens its other end.
+            await asyncio.to_thread(Path(self.options.gate).read_bytes)
+        control.progress("almost there")
+        control.ready()
+        await self.stopping.wait()
+        if self.options.behaviour == "stubborn":
+            self.note("ignored")
+            await asyncio.Event().wait()
+        self.note("stopped")
+        return 0
+
+    def take(self, sock: socket.socket, peer: str) -> None:
+        task = asyncio.get_running_loop().create_task(self.answer(sock, peer))
+        self.answers.add(task)
+        task.add_done_callback(self.answers.discard)
+
+    async def answer(self, sock: socket.socket, peer: str) -> None:
+        """Tell the client who got its request, and what of it arrived."""
+        loop = asyncio.get_running_loop()
+        with sock:
+            request = (await loop.sock_recv(sock, 65_536)).decode().split("\r\n")[0]
+            await loop.sock_sendall(sock, f"{self.name}|{os.getpid()}|{request}|{peer}".encode())
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("role")
+    parser.add_argument("--events", required=True)
+    parser.add_argument("--behaviour", default="good")
+    parser.add_argument("--gate")
+    parser.add_argument("--index", type=int)
+    return asyncio.run(FakeChild(parser.parse_args()).run())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,279 @@
+"""One client's connection: from the upgrade request to the last frame.
+
+Owns the handshake (sync-protocol.md §1), the order of what the client sends, and liveness (§4.7).
+Everything about data belongs to the client group. Frames are processed strictly in order, one at
+a time; pings are answered in that order too, and a timer sends pongs besides, because a ping may
+be stuck behind slow work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+import structlog
+from websockets.exceptions import InvalidHandshake
+from websockets.http11 import Request
+
+from view_syncer.api_client import join_headers
+from view_syncer.auth import Auth
+from view_syncer.client_group import ClientGroup
+from view_syncer.context import ConnectionContext
+from view_syncer.websocket import WebSocket
+from zerocache.errors import ClientFacingError, HandshakeRefused, ZerocacheError
+from zerocache.protocol import downstream
+from zerocache.protocol.handshake import (
+    ConnectParams,
+    Subprotocol,
+    check_version,
+    close_reason,
+    decode_subprotocol,
+    parse_connect_url,
+)
+from zerocache.protocol.messages import (
+    AckMutationResponses,
+    ChangeDesiredQueries,
+    DeleteClients,
+    InitConnection,
+    Inspect,
+    Ping,
+    Push,
+    UpdateAuth,
+    UpstreamMessage,
+    decode_upstream,
+)
+from zerocache.protocol.versions import ViewVersion
+
+log = structlog.get_logger(__name__)
+
+HANDSHAKE_TIMEOUT_S = 10.0
+PONG_CHECK_S = 3.0
+PONG_AFTER_SILENCE_S = 6.0
+
+
+class Host(Protocol):
+    """What a connection needs of its worker."""
+
+    async def authenticate(self, params: ConnectParams, token: str | None) -> Auth: ...
+    def group(self, group_id: str) -> ClientGroup: ...
+    def check_user(self, group_id: str, user_id: str | None) -> None: ...
+    def push(self, connection: Connection, message: Push) -> None: ...
+    def ack_results(self, connection: Connection, message: AckMutationResponses) -> None: ...
+    async def update_auth(self, connection: Connection, message: UpdateAuth) -> bool: ...
+    async def inspect(self, connection: Connection, message: Inspect) -> bytes: ...
+    def joined(self, connection: Connection) -> None: ...
+    def left(self, connection: Connection) -> None: ...
+
+
+@dataclass(slots=True)
+class Peer:
+    """Who is at the other end."""
+
+    address: str
+
+
+class Connection:
+    """See the module docstring; also the :class:`~view_syncer.client_group.Client` of a group."""
+
+    def __init__(
+        self, socket: WebSocket, host: Host, params: ConnectParams, auth: Auth, context: ConnectionContext
+    ) -> None:
+        self._socket = socket
+        self._host = host
+        self.params = params
+        self.auth = auth
+        self.context = context
+        self.client_id = params.client_id
+        self.user_id = params.user_id
+        self.profile_id = params.profile_id
+        self.version = params.version
+        self.base: ViewVersion | None = None
+        self.greeted = False
+        self.group: ClientGroup = host.group(params.client_group_id)
+        self._initialized = False
+        self._failed = False
+
+    # -- Client ---------------------------------------------------------------------------------
+
+    def send(self, frames: Iterable[bytes], *, binary_parts: bool = False) -> None:
+        for frame in frames:
+            # Chunks are the only binary frames; they begin with their zero tag.
+            if binary_parts and frame[:1] == b"\x00":
+                self._socket.send_binary(frame)
+            else:
+                self._socket.send_text(frame)
+
+    def fail(self, error: ClientFacingError) -> None:
+        """Send an error and, unless its kind keeps the connection, close."""
+        if self._failed or not self._socket.is_open:
+            return
+        log.warning(
+            "client_error",
+            clientGroupID=self.params.client_group_id,
+            clientID=self.client_id,
+            errorKind=error.kind,
+            message=str(error),
+        )
+        self._socket.send_text(downstream.error(error, self.version))
+        if error.close_code is not None:
+            self._failed = True
+            reason = close_reason(str(error)) if error.close_code != 1000 else ""
+            self._socket.close(error.close_code, reason)
+
+    def close(self) -> None:
+        self._socket.close(1000)
+
+    # -- life -----------------------------------------------------------------------------------
+
+    async def run(self, subprotocol: Subprotocol) -> None:
+        """Serve until the connection is over. The caller has authenticated it."""
+        replaced = self.group.join(self)
+        if isinstance(replaced, Connection):
+            replaced.close()
+        self._host.joined(self)
+        pongs = asyncio.create_task(self._pong_when_silent())
+        try:
+            self._socket.send_text(downstream.connected(self.params.wsid))
+            await self._process(subprotocol.init_connection)
+            while (frame := await self._socket.receive()) is not None:
+                await self._process(lambda data=frame: decode_upstream(data))  # type: ignore[misc]
+        finally:
+            pongs.cancel()
+            self.group.leave(self)
+            self._host.left(self)
+
+    async def _process(self, decode: Callable[[], UpstreamMessage | None]) -> None:
+        if self._failed:
+            return
+        try:
+            message = decode()
+            if message is not None:
+                await self._handle(message)
+        except ClientFacingError as error:
+            self.fail(error)
+        except (ZerocacheError, OSError) as error:
+            log.error("connection_failed", clientID=self.client_id, exc_info=error)
+            self.fail(
+                ClientFacingError(
+                    "ServerOverloaded",
+                    "The server could not process the request; try again.",
+                    minBackoffMs=1000,
+                    maxBackoffMs=10000,
+                )
+            )
+
+    async def _handle(self, message: UpstreamMessage) -> None:
+        match message:
+            case Ping():
+                self._socket.send_text(downstream.PONG)
+            case InitConnection():
+                await self._initialize(message)
+            case Push():
+                self._host.push(self, message)
+            case ChangeDesiredQueries() if self._initialized:
+                await self.group.change_queries(self, message)
+            case DeleteClients() if self._initialized:
+                await self.group.delete_clients(self, message)
+            case AckMutationResponses() if self._initialized:
+                self._host.ack_results(self, message)
+            case UpdateAuth() if self._initialized:
+                if await self._host.update_auth(self, message):
+                    await self.group.refresh_queries(self)
+            case Inspect() if self._initialized:
+                self._socket.send_text(await self._host.inspect(self, message))
+            case _:
+                log.debug("message_ignored", type=type(message).__name__)
+
+    async def _initialize(self, message: InitConnection) -> None:
+        if self._initialized:
+            raise ClientFacingError(
+                "InvalidMessage", "initConnection was sent twice on one connection."
+            )
+        self._initialized = True
+        if self.params.base_cookie is not None:
+            try:
+                self.base = ViewVersion.from_cookie(self.params.base_cookie)
+            except ValueError as error:
+                raise ClientFacingError(
+                    "InvalidConnectionRequestBaseCookie", f"Unusable cookie: {error}"
+                ) from error
+        self.context = self.context.with_init(message)
+        await self.group.connect(self, message)
+
+    async def _pong_when_silent(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(PONG_CHECK_S)
+            if loop.time() - self._socket.last_sent_s > PONG_AFTER_SILENCE_S:
+                self._socket.send_text(downstream.PONG)
+
+
+async def serve(socket: WebSocket, host: Host, peer: Peer) -> None:
+    """The whole life of one accepted TCP connection."""
+    try:
+        async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
+            request = await socket.request
+    except (TimeoutError, ConnectionResetError, InvalidHandshake):
+        socket.abort()
+        return
+    if not socket.accept(request):
+        return
+    try:
+        params, subprotocol = _read_request(request)
+    except HandshakeRefused as refusal:
+        socket.close(1002, close_reason(str(refusal)))
+        return
+    opening = _Opening(socket, params.version)
+    connection = await opening.run(lambda: _open(socket, host, request, params, subprotocol))
+    if connection is not None:
+        log.info(
+            "ws_connect",
+            clientGroupID=params.client_group_id,
+            clientID=params.client_id,
+            version=params.version,
+            peer=peer.address,
+        )
+        await connection.run(subprotocol)
+        log.info("ws_disconnect", clientID=params.client_id, code=socket.close_code)
+
+
+class _Opening:
+    """Reports a refusal before there is a connection object."""
+
+    def __init__(self, socket: WebSocket, version: int) -> None:
+        self._socket = socket
+        self._version = version
+
+    async def run(self, step: Callable[[], Awaitable[Connection]]) -> Connection | None:
+        try:
+            return await step()
+        except ClientFacingError as error:
+            log.warning("connection_refused", errorKind=error.kind, message=str(error))
+            self._socket.send_text(downstream.error(error, self._version))
+            code = error.close_code or 1000
+            self._socket.close(code, close_reason(str(error)) if code != 1000 else "")
+            return None
+
+
+async def _open(
+    socket: WebSocket,
+    host: Host,
+    request: Request,
+    params: ConnectParams,
+    subprotocol: Subprotocol,
+) -> Connection:
+    check_version(params.version)
+    auth = await host.authenticate(params, subprotocol.auth_token)
+    # Before any live socket of this client is touched: a stranger must not evict anybody.
+    host.check_user(params.client_group_id, params.user_id)
+    headers = join_headers(request.headers.raw_items())
+    context = ConnectionContext.create(params, auth, headers)
+    return Connection(socket, host, params, auth, context)
+
+
+def _read_request(request: Request) -> tuple[ConnectParams, Subprotocol]:
+    params = parse_connect_url(request.path)
+    offered = request.headers.get_all("Sec-WebSocket-Protocol")
+    return params, decode_subprotocol(offered[0] if offered else None)

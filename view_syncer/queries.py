@@ -1,0 +1,183 @@
+"""From desired queries to the ASTs the engine runs, and the internal queries of a group.
+
+Named queries are asked of the application; ad-hoc ASTs get the deployed read permissions; the
+bookkeeping tables of mutations are watched by two internal queries per group whose rows become
+``lastMutationIDChanges`` and ``mutationsPatch`` instead of rows (sync-protocol.md §3.3).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from view_syncer.context import ConnectionContext
+from view_syncer.cvr.record import QueryHash, QueryRecord
+from view_syncer.engine_host import GroupUpdate
+from view_syncer.ivm.encode import ClientTables, PatchSql
+from view_syncer.poke import PokeBody
+from view_syncer.transform import NamedQuery, QueryTransformer, TransformedQuery
+from zerocache.protocol.versions import Watermark
+from zerocache.replica.sql import quote
+from zerocache.zql.ast import ColumnRef, LiteralRef, Query, Simple, parse_query, to_json
+from zerocache.zql.permissions import apply_read_permissions
+
+LMIDS = "lmids"
+MUTATION_RESULTS = "mutationResults"
+
+
+@dataclass(slots=True)
+class Wanted:
+    """``queries``: per hash a key that names the AST (equal key, equal AST) and the AST.
+    ``rejected``: bodies of ``transformError`` entries for queries that do not run."""
+
+    queries: dict[QueryHash, tuple[bytes, Query]] = field(default_factory=dict)
+    rejected: dict[QueryHash, dict[str, Any]] = field(default_factory=dict)
+
+
+class QuerySource:
+    """Shared by all groups of a worker."""
+
+    def __init__(self, shard_schema: str, transformer: QueryTransformer) -> None:
+        self._transformer = transformer
+        self._clients_table = f"{shard_schema}.clients"
+        self._mutations_table = f"{shard_schema}.mutations"
+        self._lmids = _internal_tables(LMIDS, self._clients_table, _CLIENT_ROW, _CLIENT_ROW)
+        self._results = _internal_tables(
+            MUTATION_RESULTS, self._mutations_table, _MUTATION_PUT, _MUTATION_DEL
+        )
+        self.permissions: dict[str, Any] | None = None
+        self._version = Watermark("00")
+        self._version_changed = asyncio.Event()
+
+    # -- versions ------------------------------------------------------------------------------
+
+    def set_version(self, version: Watermark) -> None:
+        """Note how far the worker's engine is."""
+        self._version = version
+        self._version_changed.set()
+        self._version_changed = asyncio.Event()
+
+    async def wait_for_version(self, state: Watermark, timeout_s: float) -> bool:
+        """Until the engine has reached ``state``; False if it did not in time."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self._version < state:
+                    await self._version_changed.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    # -- queries -------------------------------------------------------------------------------
+
+    async def validate(self, context: ConnectionContext) -> None:
+        """Let the application judge a connection's credentials before any data leaves."""
+        outcome = await self._transformer.validate(context.query)
+        context.check_identity(outcome.identity)
+
+    async def resolve(
+        self,
+        queries: Mapping[QueryHash, QueryRecord],
+        context: ConnectionContext | None,
+        running: Mapping[QueryHash, bytes],
+        *,
+        fresh: bool = False,
+        ask: bool = True,
+    ) -> Wanted:
+        """The ASTs of ``queries``. Named ones that run already are only asked for again when
+        ``fresh``: their key is kept. Without ``ask`` the application is not called at all."""
+        wanted = Wanted()
+        named: list[NamedQuery] = []
+        for query_hash, record in queries.items():
+            if record.ast_json is not None:
+                self._ad_hoc(query_hash, record.ast_json, context, wanted)
+            elif record.name is not None:
+                if query_hash in running and not fresh:
+                    wanted.queries[query_hash] = (running[query_hash], _UNCHANGED)
+                elif ask:
+                    args = msgspec.json.decode(record.args_json or b"[]")
+                    named.append(NamedQuery(query_hash, record.name, args))
+        if named and context is not None:
+            await self._named(named, context, wanted)
+        return wanted
+
+    def _ad_hoc(self, query_hash: QueryHash, ast_json: bytes, context: Any, wanted: Wanted) -> None:
+        claims = getattr(context, "claims", None) or {}
+        query = apply_read_permissions(parse_query(ast_json), self.permissions, claims)
+        wanted.queries[query_hash] = (to_json(query), query)
+
+    async def _named(
+        self,
+        named: list[NamedQuery],
+        context: ConnectionContext,
+        wanted: Wanted,
+    ) -> None:
+        outcome = await self._transformer.transform(named, context.query)
+        context.check_identity(outcome.identity)
+        for query_hash, result in outcome.results.items():
+            if isinstance(result, TransformedQuery):
+                wanted.queries[query_hash] = (to_json(result.query), result.query)
+            else:
+                wanted.rejected[query_hash] = result.body()
+
+    # -- internal queries ----------------------------------------------------------------------
+
+    def internal(self, group_id: str) -> dict[str, tuple[Query, ClientTables]]:
+        """The bookkeeping queries every group runs."""
+        return {
+            LMIDS: (_of_group(self._clients_table, group_id), self._lmids),
+            MUTATION_RESULTS: (_of_group(self._mutations_table, group_id), self._results),
+        }
+
+    def add_internal(self, group_id: str, update: GroupUpdate, body: PokeBody) -> None:
+        """Translate an advance's internal patches."""
+        patch = update.internal.get(LMIDS)
+        if patch is not None:
+            _add_lmids(patch.puts, body)
+        patch = update.internal.get(MUTATION_RESULTS)
+        if patch is not None:
+            body.mutations.extend(text.encode() for _, _, text in patch.dels)
+            body.mutations.extend(text.encode() for text in patch.puts)
+
+    def add_internal_rows(
+        self, group_id: str, rows: Mapping[str, list[str]], body: PokeBody
+    ) -> None:
+        """Translate the internal rows of a hydration or a full view."""
+        _add_lmids(rows.get(LMIDS, ()), body)
+        body.mutations.extend(text.encode() for text in rows.get(MUTATION_RESULTS, ()))
+
+
+_UNCHANGED = Query(table="")
+"""Stands for the AST of a query whose key says that it runs already."""
+
+_CLIENT_ROW = 'json_array("clientID", "lastMutationID")'
+_MUTATION_ID = "json_object('clientID', \"clientID\", 'id', \"mutationID\")"
+_MUTATION_PUT = (
+    "json_object('op', 'put', 'mutation', "
+    f"json_object('id', {_MUTATION_ID}, 'result', json(\"result\")))"
+)
+_MUTATION_DEL = f"json_object('op', 'del', 'id', {_MUTATION_ID})"
+
+
+def _add_lmids(rows: Any, body: PokeBody) -> None:
+    for row in rows:
+        client, lmid = msgspec.json.decode(row)
+        body.lmids[client] = lmid
+
+
+def _of_group(table: str, group_id: str) -> Query:
+    condition = Simple("=", ColumnRef("clientGroupID"), LiteralRef(group_id))
+    return Query(table=table, where=condition)
+
+
+def _internal_tables(digest: str, table: str, put: str, del_: str) -> ClientTables:
+    def select(expression: str) -> str:
+        return (
+            f"SELECT _rowid_, {expression} FROM {quote(table)} "  # noqa: S608 (constants, quoted)
+            "WHERE _rowid_ IN (SELECT value FROM carray(?))"
+        )
+
+    return ClientTables(f"internal:{digest}", {}, {table: PatchSql(select(put), select(del_))})

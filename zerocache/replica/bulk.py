@@ -1,0 +1,158 @@
+"""Builds a new replica from an initial copy, all or nothing.
+
+Owns the temporary file ``<replica>.initial-sync``. Until :meth:`BulkLoader.finish` renames it, the
+replica's own path is not touched; a crash leaves a temporary file that the next loader deletes.
+While it is built the file has no journal on disk and is never synced: nobody reads it, and it is
+thrown away on any error. Indexes are made after the rows.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+
+import apsw
+import structlog
+
+from zerocache.replica.layout import (
+    ReplicaConfig,
+    TableFacts,
+    check_names,
+    create_index_sql,
+    create_internal_tables,
+    create_table,
+    facts_of,
+)
+from zerocache.replica.published import PublishedIndex, PublishedSchema, wire_name
+from zerocache.replica.sql import literal, placeholders, quote, quote_all
+from zerocache.replica.types import SQLiteValue
+from zerocache.replica.wal import sync_file
+
+_SUFFIX = ".initial-sync"
+_SIDE_FILES = ("-wal", "-shm", "-journal")
+_PRAGMAS = (
+    # Not "off": a failed CREATE UNIQUE INDEX has to be undone. Pages added by the transaction,
+    # which are nearly all, are never journalled.
+    "PRAGMA journal_mode = memory",
+    "PRAGMA synchronous = off",
+    "PRAGMA locking_mode = exclusive",
+    "PRAGMA cache_size = -262144",
+    "PRAGMA threads = 2",
+    "PRAGMA analysis_limit = 1000",
+)
+
+log = structlog.get_logger(__name__)
+
+
+class BulkLoader:
+    """A context manager: leaving it without :meth:`finish` deletes what was built.
+
+    ``insert_rows`` takes values in column ``position`` order, without ``_0_version``; all rows get
+    the replica version. Not thread-safe.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        config: ReplicaConfig,
+        schema: PublishedSchema,
+        *,
+        now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+    ) -> None:
+        check_names(schema)
+        self._target = Path(path)
+        self._path = self._target.with_name(self._target.name + _SUFFIX)
+        self._target.parent.mkdir(parents=True, exist_ok=True)
+        _remove(self._path)
+        self._facts = list(facts_of(schema))
+        self._connection = apsw.Connection(str(self._path))
+        for pragma in _PRAGMAS:
+            self._connection.execute(pragma)
+        self._connection.execute("BEGIN")
+        create_internal_tables(self._connection, config, now_ms())
+        # The INSERT statement of each table, by wire name.
+        self._inserts: dict[str, str] = {}
+        for facts in self._facts:
+            create_table(self._connection, facts)
+            self._inserts[facts.table.wire_name] = _insert_sql(facts, config.replica_version)
+        self._finished = False
+
+    def __enter__(self) -> BulkLoader:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if not self._finished:
+            self._connection.close()
+            _remove(self._path)
+
+    def insert_rows(self, table: str, rows: Iterable[Sequence[SQLiteValue]]) -> None:
+        self._connection.executemany(self._inserts[table], rows)
+
+    def finish(self, progress: Callable[[str], None] = lambda _: None) -> None:
+        """Build the indexes and put the new replica in place of whatever is there.
+
+        ``progress`` is told what is being done. Nobody may have the old replica open for writing.
+        """
+        for facts in self._facts:
+            for index in facts.indexes:
+                progress(f"creating index {wire_name(index.schema, index.name)}")
+                self._create_index(index)
+        progress("collecting statistics")
+        self._connection.execute("COMMIT")
+        self._connection.execute("ANALYZE")
+        # Stored in the file: whoever opens it next works in WAL mode.
+        self._connection.execute("PRAGMA locking_mode = normal")
+        self._connection.execute("PRAGMA journal_mode = wal")
+        self._connection.close()
+        sync_file(self._path)
+        # A WAL that belongs to an older file must not be replayed onto the new one.
+        _remove(self._target)
+        self._path.rename(self._target)
+        sync_file(self._target)
+        self._finished = True
+
+    def _create_index(self, index: PublishedIndex) -> None:
+        statement = create_index_sql(index)
+        try:
+            self._connection.execute(statement)
+        except apsw.ConstraintError:
+            self._drop_duplicates(index)
+            self._connection.execute(statement)
+
+    def _drop_duplicates(self, index: PublishedIndex) -> None:
+        """Keep the last row of each key, as the change stream would.
+
+        Upstream's values are distinct, but some types are stored with less precision (numeric as
+        a double, times in milliseconds).
+        """
+        table = quote(wire_name(index.schema, index.table))
+        columns = quote_all(index.column_names)
+        present = " AND ".join(f"{quote(name)} IS NOT NULL" for name in index.column_names)
+        self._connection.execute(
+            f"DELETE FROM {table} WHERE {present} AND rowid NOT IN "  # noqa: S608 - quoted
+            f"(SELECT max(rowid) FROM {table} WHERE {present} GROUP BY {columns})"
+        )
+        log.warning(
+            "indistinguishable_rows_dropped",
+            table=wire_name(index.schema, index.table),
+            index=index.name,
+            rows=self._connection.changes(),
+        )
+
+
+def _insert_sql(facts: TableFacts, version: str) -> str:
+    table = quote(facts.table.wire_name)
+    values = f"{placeholders(len(facts.table.columns))}, {literal(version)}"
+    return f"INSERT INTO {table} VALUES ({values.removeprefix(', ')})"  # noqa: S608 - quoted
+
+
+def _remove(path: Path) -> None:
+    for suffix in ("", *_SIDE_FILES):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)

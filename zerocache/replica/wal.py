@@ -1,0 +1,124 @@
+"""Durability and size of the replica's write-ahead log file.
+
+Owns fsync and checkpoints; commits never do either (``synchronous=NORMAL``, autocheckpoint off), so
+that a small transaction costs a write to the page cache and nothing more.
+
+Why :meth:`WalFile.sync` makes commits durable: a commit in WAL mode has appended its checksummed
+frames to the ``-wal`` file when COMMIT returns. ``fdatasync`` writes back all dirty pages of that
+file, whichever descriptor wrote them, and its length. After a power loss SQLite's recovery replays
+every transaction whose frames are intact, so all commits before the sync survive. Frames leave the
+file only by a checkpoint, and with ``synchronous=NORMAL`` SQLite syncs the WAL before a
+checkpoint copies it and the database before the WAL is reused. The file's directory entry is synced
+once, when the file is opened.
+
+The WAL can be started anew only when it is wholly copied *and* no reader depends on its frames.
+Workers always hold a snapshot, so growth is bounded in two steps: passive checkpoints copy what
+they can (blocking nobody), and when the file has grown far beyond the limit the readers are asked
+to re-open their snapshots on the copied database (notifier.py).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import apsw
+import structlog
+
+_FRAME_HEADER_BYTES = 24
+_GROWTH_BEFORE_TRUNCATE = 4
+
+log = structlog.get_logger(__name__)
+
+
+class WalFile:
+    """The WAL of one writer connection.
+
+    ``limit_bytes`` is the growth after which a passive checkpoint runs; four times that starts
+    the attempts to truncate. Not thread-safe, except for :meth:`sync`.
+    """
+
+    def __init__(self, connection: apsw.Connection, path: Path, *, limit_bytes: int) -> None:
+        self._connection = connection
+        page_size = connection.pragma("page_size")
+        self._limit = max(1, limit_bytes // (page_size + _FRAME_HEADER_BYTES))
+        # Frames in the WAL after the latest commit, as SQLite reports them.
+        self._frames = 0
+        # Frames at which the next checkpoint is due; moves up while readers prevent a reset.
+        self._due = self._limit
+        # Replaces SQLite's own autocheckpoint, which runs inside COMMIT.
+        connection.set_wal_hook(self._committed)
+        connection.pragma("journal_size_limit", _GROWTH_BEFORE_TRUNCATE * limit_bytes)
+        wal = path.with_name(path.name + "-wal")
+        # Any write creates the file; it exists from here on, as this connection stays open.
+        self._descriptor = os.open(wal, os.O_RDONLY)
+        _sync_directory(path.parent)
+
+    def sync(self) -> None:
+        """Returns when every commit made before the call survives a power loss."""
+        os.fdatasync(self._descriptor)
+
+    def maintain(self, move_readers: Callable[[], None] | None, *, wait_ms: int) -> None:
+        """Run a checkpoint if one is due. Call between transactions, after readers were told.
+
+        ``move_readers`` asks the readers to re-open their snapshots; ``wait_ms`` bounds how long
+        a truncation waits for them.
+        """
+        if self._frames < self._due:
+            return
+        self._checkpoint(apsw.SQLITE_CHECKPOINT_PASSIVE)
+        self._due = self._frames + self._limit
+        if self._frames < _GROWTH_BEFORE_TRUNCATE * self._limit:
+            return
+        if move_readers is not None:
+            move_readers()
+        if self._truncate(wait_ms):
+            self._frames = 0
+            self._due = self._limit
+        else:
+            log.info("wal_truncate_postponed", frames=self._frames, limit=self._limit)
+
+    def close(self) -> None:
+        self._connection.set_wal_hook(None)
+        os.close(self._descriptor)
+
+    def _committed(self, _connection: apsw.Connection, _database: str, frames: int) -> int:
+        if frames < self._frames:
+            self._due = self._limit
+        self._frames = frames
+        return apsw.SQLITE_OK
+
+    def _checkpoint(self, mode: int) -> bool:
+        try:
+            self._connection.wal_checkpoint(mode=mode)
+        except apsw.BusyError:
+            # A reader is in the way, or a backup tool holds the checkpoint lock: next time.
+            return False
+        return True
+
+    def _truncate(self, wait_ms: int) -> bool:
+        previous = self._connection.pragma("busy_timeout")
+        self._connection.set_busy_timeout(wait_ms)
+        try:
+            return self._checkpoint(apsw.SQLITE_CHECKPOINT_TRUNCATE)
+        finally:
+            self._connection.set_busy_timeout(previous)
+
+
+def sync_file(path: Path) -> None:
+    """Make the contents of a closed file, and its name, survive a power loss."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    _sync_directory(path.parent)
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,322 @@
+"""The only writer of a finished replica.
+
+Owns transactions: it applies upstream transactions in commit order, several of them in one SQLite
+transaction if the caller likes, and moves the replica's state and change log in that same SQLite
+transaction. Readers therefore see either all of an upstream transaction, with its log entries and
+its version, or nothing of it. It never changes the schema (a changed relation raises
+ResyncRequired) and never acknowledges anything: callers ask :meth:`ReplicaWriter.durable` first.
+
+The change log is trimmed here: entries are dropped oldest first, in the transaction that raises
+``logFloor`` above them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import apsw
+import structlog
+
+from zerocache.errors import ReplicaError, ResyncRequired
+from zerocache.protocol.versions import Watermark
+from zerocache.replica.layout import (
+    CHANGE_LOG,
+    FORMAT_VERSION,
+    REPLICATION_STATE,
+    TableFacts,
+    load_config,
+    load_tables,
+    row_key,
+)
+from zerocache.replica.reader import ReplicaState, read_state
+from zerocache.replica.relation import ChangeBatch, RelationWriter
+from zerocache.replica.types import UNCHANGED, SQLiteValue, StoredRow
+from zerocache.replica.wal import WalFile
+
+DEFAULT_LOG_ENTRIES = 200_000
+DEFAULT_WAL_LIMIT_BYTES = 16 * 1024 * 1024
+_BUSY_TIMEOUT_MS = 30_000
+_TRUNCATE_WAIT_MS = 200
+_STATEMENT_CACHE = 2_000
+# Log entries held in memory before they are written inside the open SQLite transaction.
+_ENTRIES_PER_WRITE = 10_000
+# Trimming waits until this share of the log is superfluous, so that most commits trim nothing.
+_TRIM_SHARE = 16
+_PRAGMAS = (
+    "PRAGMA journal_mode = wal",
+    "PRAGMA synchronous = normal",
+    "PRAGMA cache_size = -65536",
+    "PRAGMA temp_store = memory",
+    "PRAGMA analysis_limit = 1000",
+    "PRAGMA optimize = 0x10002",
+)
+
+log = structlog.get_logger(__name__)
+
+
+class ReplicaWriter:
+    """Writes upstream transactions into the replica at ``path``.
+
+    * ``begin_transaction`` / row changes / ``end_transaction``, any number of times, then
+      ``commit``. Watermarks must rise.
+    * ``rollback`` drops *everything* since the last ``commit``, ended transactions included;
+      ``state.version`` then says where to resume.
+    * Not thread-safe: one thread at a time, except for ``durable``.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        log_entries: int = DEFAULT_LOG_ENTRIES,
+        wal_limit_bytes: int = DEFAULT_WAL_LIMIT_BYTES,
+        now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+    ) -> None:
+        self._path = Path(path)
+        self._log_entries = log_entries
+        self._now_ms = now_ms
+        self._connection = _open(self._path)
+        self._state = read_state(self._connection)
+        self._tables = load_tables(self._connection)
+        self._batch = ChangeBatch()
+        # Writers of relations in use; the key is everything their SQL depends on.
+        self._relations: dict[
+            tuple[str, tuple[str, ...], tuple[str, ...] | None], RelationWriter
+        ] = {}
+        # Watermark of the newest ended transaction that is not committed yet.
+        self._ended: str | None = None
+        # Log entries already written by the open SQLite transaction.
+        self._written = 0
+        self._touch()
+        self._wal = WalFile(self._connection, self._path, limit_bytes=wal_limit_bytes)
+
+    @property
+    def state(self) -> ReplicaState:
+        """The state after the last commit: what readers see, and where to resume."""
+        return self._state
+
+    @property
+    def in_transaction(self) -> bool:
+        """True while there is something ``commit`` would commit or ``rollback`` would drop."""
+        return self._connection.in_transaction
+
+    def facts(self, table: str) -> TableFacts:
+        """What the table was built from; ``ResyncRequired`` if the replica has no such table."""
+        try:
+            return self._tables[table]
+        except KeyError:
+            raise ResyncRequired(
+                f"upstream sent rows of table {table}, which the replica does not have: it was "
+                "added after the initial sync; a new initial sync is needed"
+            ) from None
+
+    def relation(
+        self, table: str, columns: Sequence[str], key_columns: Sequence[str] | None
+    ) -> RelationWriter:
+        """The writer for tuples of that shape; see :class:`RelationWriter`."""
+        key = None if key_columns is None else tuple(key_columns)
+        shape = (table, tuple(columns), key)
+        relation = self._relations.get(shape)
+        if relation is None:
+            relation = RelationWriter(
+                self._connection, self._batch, self.facts(table), columns, key
+            )
+            self._relations[shape] = relation
+        return relation
+
+    def begin_transaction(self, watermark: str) -> None:
+        """Open an upstream transaction; ``watermark`` becomes the version of what it writes."""
+        if self._batch.version is not None:
+            raise ReplicaError(
+                f"transaction {watermark} begins inside transaction {self._batch.version}: "
+                "upstream transactions do not nest; end or roll back the open one"
+            )
+        newest = self._ended or self._state.version
+        if watermark <= newest:
+            raise ReplicaError(
+                f"transaction {watermark} is not newer than {newest}, which the replica already "
+                "has: versions must rise; skip transactions up to the state's version"
+            )
+        if not self._connection.in_transaction:
+            self._begin()
+        self._batch.version = watermark
+
+    def end_transaction(self) -> None:
+        self._ended = self._batch.open_version()
+        self._batch.version = None
+        if len(self._batch.entries) >= _ENTRIES_PER_WRITE:
+            self._write_log()
+
+    def commit(self) -> ReplicaState:
+        """Commit every ended transaction; returns the state readers see from now on."""
+        if self._batch.version is not None:
+            raise ReplicaError(
+                f"transaction {self._batch.version} is still open: readers must not see part of "
+                "it; call end_transaction() first"
+            )
+        if self._ended is None:
+            return self._state
+        self._write_log()
+        state = self._next_state(Watermark(self._ended))
+        self._connection.execute(
+            f"UPDATE {REPLICATION_STATE} SET stateVersion = ?, writeTimeMs = ?, "  # noqa: S608
+            "logPos = ?, logFloor = ?",
+            (state.version, self._now_ms(), state.log_pos, state.log_floor),
+        )
+        self._connection.execute("COMMIT")
+        self._state = state
+        self._ended = None
+        self._written = 0
+        return state
+
+    def rollback(self) -> ReplicaState:
+        """Forget everything since the last commit."""
+        if self._connection.in_transaction:
+            self._connection.execute("ROLLBACK")
+        self._batch.entries.clear()
+        self._batch.version = None
+        self._ended = None
+        self._written = 0
+        return self._state
+
+    def durable(self) -> ReplicaState:
+        """The state when called, once it survives a power loss (wal.py says why).
+
+        May run in another thread than the writes; upstream may be acknowledged up to the result.
+        """
+        state = self._state
+        self._wal.sync()
+        return state
+
+    def maintain(self, move_readers: Callable[[], None] | None = None) -> None:
+        """Keep the WAL small; call after commits, once readers have been told of them.
+
+        ``move_readers`` announces the current version again (notifier.py).
+        """
+        if not self._connection.in_transaction:
+            self._wal.maintain(move_readers, wait_ms=_TRUNCATE_WAIT_MS)
+
+    def close(self) -> None:
+        """Roll back what is not committed and close the file."""
+        self.rollback()
+        self._wal.close()
+        self._connection.close()
+
+    def insert(self, table: str, values: Mapping[str, SQLiteValue]) -> None:
+        self._default_relation(table).insert(self._row(table, values))
+
+    def update(
+        self, table: str, key: Mapping[str, SQLiteValue] | None, values: Mapping[str, SQLiteValue]
+    ) -> None:
+        """Update the row with the old ``key``; without one, the row ``values`` identifies.
+
+        Columns missing from ``values`` keep theirs.
+        """
+        new = self._row(table, values)
+        if key is None:
+            self._default_relation(table).update(None, new)
+        else:
+            self._keyed_relation(table, key).update(self._row(table, key), new)
+
+    def delete(self, table: str, key: Mapping[str, SQLiteValue]) -> None:
+        self._keyed_relation(table, key).delete(self._row(table, key))
+
+    def truncate(self, tables: Iterable[str]) -> None:
+        for table in tables:
+            self._default_relation(table).truncate()
+
+    def _default_relation(self, table: str) -> RelationWriter:
+        facts = self.facts(table)
+        return self.relation(table, self._column_names(facts), row_key(facts))
+
+    def _keyed_relation(self, table: str, key: Mapping[str, SQLiteValue]) -> RelationWriter:
+        columns = self._column_names(self.facts(table))
+        whole_row = len(key) == len(columns)
+        return self.relation(table, columns, None if whole_row else tuple(sorted(key)))
+
+    def _column_names(self, facts: TableFacts) -> tuple[str, ...]:
+        return tuple(column.name for column in facts.table.columns)
+
+    def _row(self, table: str, values: Mapping[str, SQLiteValue]) -> StoredRow:
+        return [values.get(name, UNCHANGED) for name in self._column_names(self.facts(table))]
+
+    def _begin(self) -> None:
+        while True:
+            try:
+                self._connection.execute("BEGIN IMMEDIATE")
+            except apsw.BusyError:
+                # Only foreign tools compete for this lock; giving up would not release it.
+                log.warning("replica_locked", path=str(self._path), waited_ms=_BUSY_TIMEOUT_MS)
+            else:
+                return
+
+    def _write_log(self) -> None:
+        entries = self._batch.entries
+        if not entries:
+            return
+        self._connection.executemany(
+            f'INSERT INTO {CHANGE_LOG} (version, "table", row, op) '  # noqa: S608 - a constant
+            "VALUES (?, ?, ?, ?)",
+            entries,
+        )
+        self._written += len(entries)
+        entries.clear()
+
+    def _next_state(self, version: Watermark) -> ReplicaState:
+        """The state after the open SQLite transaction; trims the log if that is due."""
+        old = self._state
+        log_pos = old.log_pos + self._written
+        # SQLite numbered the entries; it must have gone on where the state says the log ended.
+        if self._written and self._last_log_pos() != log_pos:
+            raise ReplicaError(
+                f"the change log ends at {self._last_log_pos()}, its state says {log_pos}: "
+                "something else wrote to the replica; delete it so that a new initial sync "
+                "creates it"
+            )
+        log_floor = old.log_floor
+        superfluous = log_pos - log_floor - self._log_entries
+        if superfluous > self._log_entries // _TRIM_SHARE:
+            log_floor += superfluous
+            self._connection.execute(
+                f"DELETE FROM {CHANGE_LOG} WHERE pos <= ?",  # noqa: S608 - a constant
+                (log_floor,),
+            )
+        return ReplicaState(version, log_pos, log_floor, old.replica_version)
+
+    def _last_log_pos(self) -> int:
+        row = self._connection.execute(f"SELECT max(pos) FROM {CHANGE_LOG}").fetchone()  # noqa: S608
+        return int(row[0] or 0) if row else 0
+
+    def _touch(self) -> None:
+        """A write that changes nothing readers look at, so that the WAL file exists."""
+        self._begin()
+        self._connection.execute(
+            f"UPDATE {REPLICATION_STATE} SET writeTimeMs = writeTimeMs"  # noqa: S608 - a constant
+        )
+        self._connection.execute("COMMIT")
+
+
+def _open(path: Path) -> apsw.Connection:
+    if not path.is_file():
+        raise ReplicaError(
+            f"the replica {path} does not exist: there is nothing to apply changes to; "
+            "run the initial sync first",
+            code="ZC301",
+        )
+    connection = apsw.Connection(
+        str(path), flags=apsw.SQLITE_OPEN_READWRITE, statementcachesize=_STATEMENT_CACHE
+    )
+    connection.set_busy_timeout(_BUSY_TIMEOUT_MS)
+    config = load_config(connection)
+    if config is None or config.format_version != FORMAT_VERSION:
+        found = "no replica" if config is None else f"a replica of format {config.format_version}"
+        connection.close()
+        raise ReplicaError(
+            f"{path} holds {found}: this program reads and writes format {FORMAT_VERSION}; "
+            "delete the file so that a new initial sync creates it"
+        )
+    for pragma in _PRAGMAS:
+        connection.execute(pragma)
+    return connection
