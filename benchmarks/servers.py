@@ -9,18 +9,19 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shutil
 import signal
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 import psycopg
 from msgspec import to_builtins
 
+from benchmarks import reference
 from benchmarks.child import die_with_parent
 from benchmarks.cluster import free_port
 from benchmarks.sync_messages import ClientSchema
@@ -33,7 +34,7 @@ _POLL_S = 0.01
 
 @dataclass(frozen=True)
 class ServerKind:
-    """A program that can be measured. ``command`` is looked up when it is started."""
+    """A program that can be measured; asking for its version makes sure that it is there."""
 
     name: str
     command: Callable[[], list[str]]
@@ -51,37 +52,7 @@ class Usage:
     cpu_s: float
 
 
-def _javascript_root() -> Path:
-    """The directory with node_modules/@rocicorp/zero: ZEROCACHE_BENCH_JS, or /opt/js."""
-    return Path(os.environ.get("ZEROCACHE_BENCH_JS", "/opt/js"))
-
-
-def _reference_package() -> Path:
-    package = _javascript_root() / "node_modules" / "@rocicorp" / "zero"
-    if not package.is_dir():
-        raise FileNotFoundError(
-            f"{package} does not exist; run `npm install @rocicorp/zero@1.9.0 node@22` in a "
-            "directory and name it in ZEROCACHE_BENCH_JS"
-        )
-    return package
-
-
-def _node() -> str:
-    local = _javascript_root() / "node_modules" / ".bin" / "node"
-    found = str(local) if local.exists() else shutil.which("node")
-    if found is None:
-        raise FileNotFoundError("no Node: neither in ZEROCACHE_BENCH_JS nor on PATH")
-    return found
-
-
-def _reference_version() -> str:
-    manifest = json.loads((_reference_package() / "package.json").read_text())
-    return str(manifest["version"])
-
-
 def _zerocache_version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
     try:
         return version("zerocache")
     except PackageNotFoundError:
@@ -91,11 +62,7 @@ def _zerocache_version() -> str:
 ZEROCACHE = ServerKind(
     "zerocache", lambda: [sys.executable, "-m", "zerocache.cli"], _zerocache_version
 )
-REFERENCE = ServerKind(
-    "reference",
-    lambda: [_node(), str(_reference_package() / "out" / "zero" / "src" / "cli.js")],
-    _reference_version,
-)
+REFERENCE = ServerKind("reference", reference.command, reference.version)
 KINDS = {kind.name: kind for kind in (ZEROCACHE, REFERENCE)}
 
 
@@ -125,10 +92,11 @@ class Server:
         return self._dir / "log"
 
     async def start(self) -> float:
+        command = self.kind.command()
         began = time.monotonic()
         with self.log_path.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                *self.kind.command(), env=self._environment(), cwd=self._working_directory(),
+                *command, env=self._environment(), cwd=self._dir,
                 stdout=log, stderr=log, start_new_session=True, preexec_fn=die_with_parent,
             )  # fmt: skip
         await self._wait_ready(self._process)
@@ -206,9 +174,6 @@ class Server:
             "NODE_ENV": "production",
             "PYTHONPATH": str(Path(__file__).parent.parent),
         }
-
-    def _working_directory(self) -> Path:
-        return self._dir
 
     async def _wait_ready(self, process: asyncio.subprocess.Process) -> None:
         async with asyncio.timeout(READY_TIMEOUT_S):

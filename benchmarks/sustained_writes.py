@@ -1,9 +1,10 @@
-"""Sustained writes: the highest commit rate that all clients follow with a p99 lag under 2 s.
+"""Sustained writes: the highest commit rate that all clients follow with a bounded p99 lag.
 
 *Same*: every write changes a row that lies in the 3 queries of each of 10, 100 and 400 client
 groups. *Own*: each group watches a project of its own, and a write concerns one group. The rate
 climbs until the lag (COMMIT returned until the poke is read, over all writes and all groups they
-concern) exceeds the bound, then the border is narrowed down. Servers may coalesce commits.
+concern) exceeds a quarter of the time the rate is held (2 s of 8 s; less would be a burst that
+is drained later), then the border is narrowed down. Servers may coalesce commits.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from benchmarks.writer import Plan, Written
 _NAME = "sustained writes"
 _GROUPS = (10, 100, 400)
 _QUICK_GROUPS = (10, 50)
-_LAG_BOUND_MS = 2000.0
-_STEP_S = 6.0
+_LAG_SHARE = 0.25
+_STEP_S = 8.0
 _QUICK_STEP_S = 3.0
 # The first rate is this over the number of groups; growth until the first failure; then the
 # border between the last good and the first bad rate is halved (in ratio) this often.
@@ -105,13 +106,14 @@ class Step:
     committed_per_s: float
     p50_lag_ms: float
     p99_lag_ms: float
+    lag_bound_ms: float
     pokes: int
     client_cpus: float
     server_cpus: float
 
     @property
     def followed(self) -> bool:
-        return self.p99_lag_ms <= _LAG_BOUND_MS
+        return self.p99_lag_ms <= self.lag_bound_ms
 
     @property
     def writer_limited(self) -> bool:
@@ -196,6 +198,7 @@ async def _step(bench: Workbench, server: Server, groups: list[Group], rate: flo
         writes / written.elapsed_s,
         lags[len(lags) // 2],
         lags[min(len(lags) - 1, int(len(lags) * 0.99))],
+        seconds * 1000 * _LAG_SHARE,
         pokes,
         round(client_cpus, 3),
         round(server_cpus, 3),

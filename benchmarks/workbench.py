@@ -35,6 +35,8 @@ class Options:
 
     kinds: tuple[ServerKind, ...]
     quick: bool
+    # Also run what takes minutes (compare.py only).
+    long: bool
     scale: float
     workers: int
     keep_logs: bool
@@ -101,13 +103,16 @@ def parse_options(description: str, server: str) -> Options:
     names = [*KINDS, "both"]
     parser.add_argument("--server", choices=names, default=server, help="what to measure")
     parser.add_argument("--quick", action="store_true", help=f"scale {QUICK_SCALE}, short runs")
+    parser.add_argument("--long", action="store_true", help="compare: sustained writes, storms")
     parser.add_argument("--scale", type=float, help="share of the data set of 607k rows")
     parser.add_argument("--workers", type=int, default=1, help="sync workers per server")
     parser.add_argument("--keep-logs", action="store_true", help="keep the servers' directory")
     arguments = parser.parse_args()
     kinds = tuple(KINDS.values()) if arguments.server == "both" else (KINDS[arguments.server],)
     scale = arguments.scale or (QUICK_SCALE if arguments.quick else 1.0)
-    return Options(kinds, arguments.quick, scale, arguments.workers, arguments.keep_logs)
+    return Options(
+        kinds, arguments.quick, arguments.long, scale, arguments.workers, arguments.keep_logs
+    )
 
 
 def main(
@@ -119,6 +124,8 @@ def main(
 
 
 async def _run(name: str, options: Options, benchmark: Benchmark) -> None:
+    # First of all: a server that is not installed should fail (or be installed) at once.
+    versions = {kind.name: await asyncio.to_thread(kind.version) for kind in options.kinds}
     task = asyncio.current_task()
     assert task is not None
     # `timeout`, CI and service managers end a program so: servers and PostgreSQL must go too.
@@ -129,7 +136,10 @@ async def _run(name: str, options: Options, benchmark: Benchmark) -> None:
             bench = await asyncio.to_thread(_load, cluster, options, work_dir)
             settings = _settings(cluster, bench)
             report.print_header(settings)
-            results = [await _measure(bench, kind, benchmark) for kind in options.kinds]
+            results = [
+                await _measure(bench, kind, versions[kind.name], benchmark)
+                for kind in options.kinds
+            ]
     finally:
         if options.keep_logs:
             print(f"logs: {work_dir}")
@@ -157,7 +167,9 @@ def _settings(cluster: Cluster, bench: Workbench) -> dict[str, Any]:
     }
 
 
-async def _measure(bench: Workbench, kind: ServerKind, benchmark: Benchmark) -> report.ServerResult:
+async def _measure(
+    bench: Workbench, kind: ServerKind, version: str, benchmark: Benchmark
+) -> report.ServerResult:
     server = bench.server(kind)
     began = time.monotonic()
     try:
@@ -166,6 +178,4 @@ async def _measure(bench: Workbench, kind: ServerKind, benchmark: Benchmark) -> 
         await server.stop()
         await asyncio.to_thread(server.drop_slots)
     print(f"{kind.name}: measured in {time.monotonic() - began:.0f} s")
-    return report.ServerResult(
-        kind.name, kind.version(), tuple(outcome.metrics), tuple(outcome.notes)
-    )
+    return report.ServerResult(kind.name, version, tuple(outcome.metrics), tuple(outcome.notes))

@@ -18,6 +18,7 @@ from zerocache.replica.layout import FORMAT_VERSION, ReplicaConfig, load_config
 from zerocache.replica.reader import open_replica, read_state
 
 FOREIGN_FILE = "ZC302"
+_MAX_CHECKED_BYTES = 64 * 1024 * 1024
 
 
 def require_usable(path: Path, shard: ShardNames) -> None:
@@ -32,16 +33,24 @@ def require_usable(path: Path, shard: ShardNames) -> None:
         _require_ours(connection, path)
         config = load_config(connection)
         read_state(connection)
-        problem = connection.pragma("quick_check(1)") if path.stat().st_size < 1 << 26 else "ok"
+        problem = _damage(connection, path)
     except (apsw.Error, ReplicaError, ValueError, msgspec.MsgspecError) as error:
         raise _unreadable(path, error) from error
     finally:
         connection.close()
-    if problem != "ok":
+    if problem is not None:
         raise ResyncRequired(
             f"the replica {path} is damaged ({problem}); an initial sync renews it"
         )
     _require_config(config, path, shard)
+
+
+def _damage(connection: apsw.Connection, path: Path) -> str | None:
+    """What SQLite finds wrong, for files small enough to be read in a moment."""
+    if path.stat().st_size > _MAX_CHECKED_BYTES:
+        return None
+    (found,) = connection.execute("PRAGMA quick_check(1)").fetchall()[0]
+    return None if found == "ok" else str(found)
 
 
 def _require_ours(connection: apsw.Connection, path: Path) -> None:

@@ -81,15 +81,17 @@ def claim_new_slot(
     If the block fails, slot and row are removed again (best effort: a later start cleans up).
     """
     with (
-        connect(url, "slot-management", autocommit=False) as control,
+        connect(url, "slot-management") as control,
         ReplicationConnection(url, "initial-sync-slot", stop) as walsender,
     ):
-        control.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", [shard.slot_lock])
+        # A lock of the session: an open transaction that has written is what creating a slot
+        # waits for.
+        control.execute("SELECT pg_advisory_lock(hashtext(%s))", [shard.slot_lock])
         drop_abandoned(control, shard)
         name = _free_name(control, shard)
         created = _create(walsender, control, name, url, failover)
         claimed = _claim(control, shard, created)
-        control.commit()
+        control.execute("SELECT pg_advisory_unlock(hashtext(%s))", [shard.slot_lock])
         log.info("slot_created", slot=name, version=claimed.version)
         try:
             yield claimed
@@ -158,12 +160,10 @@ def _claim(
 
 def _abandon(control: psycopg.Connection[Any], shard: ShardNames, claimed: ClaimedSlot) -> None:
     try:
-        control.rollback()
         control.execute(
             sql.SQL("DELETE FROM {} WHERE id = %s").format(_replicas(shard)), [claimed.replica_id]
         )
         control.execute("SELECT pg_drop_replication_slot(%s)", [claimed.name])
-        control.commit()
     except psycopg.Error as error:
         # The failure that brought us here matters more; the next start drops the slot.
         log.warning("slot_not_dropped", slot=claimed.name, reason=str(error))

@@ -67,11 +67,13 @@ class RequestContext:
 
 
 def join_headers(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Headers of an upgrade request for a :class:`RequestContext`: repeated ones joined."""
+    """Headers of an upgrade request for a :class:`RequestContext`: lower case, repeated ones
+    joined."""
     joined: dict[str, str] = {}
     for name, value in headers:
         key = name.lower()
-        joined[key] = f"{joined[key]}, {value}" if key in joined else value
+        separator = "; " if key == "cookie" else ", "
+        joined[key] = f"{joined[key]}{separator}{value}" if key in joined else value
     return joined
 
 

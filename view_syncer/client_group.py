@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 import structlog
 
+from view_syncer.auth import require_pinned
 from view_syncer.context import ConnectionContext
 from view_syncer.cvr.record import ConfigChange, GroupRecord, QueryHash
 from view_syncer.cvr.store import ConcurrentModification, RecordStore
@@ -229,13 +230,9 @@ class ClientGroup:
         self.pinned_user = (user_id,)
 
     def check_user(self, user_id: str | None) -> None:
-        if self.pinned_user is not None and self.pinned_user[0] != user_id:
-            raise ClientFacingError(
-                "Unauthorized",
-                "This client group belongs to another user. Use a new client group after a "
-                "change of user.",
-                close_code=3000,
-            )
+        """Raise ``Unauthorized`` for anybody but the pinned user."""
+        if self.pinned_user is not None:
+            require_pinned(self.pinned_user[0], user_id)
 
     # -- advances ------------------------------------------------------------------------------
 
@@ -345,12 +342,12 @@ class ClientGroup:
                 "InvalidConnectionRequest",
                 "The first connection of a client group must carry its client schema.",
             )
-        if stored is not None and declared is not None:
-            if stored.canonical() != declared.canonical():
-                raise ClientFacingError(
-                    "InvalidConnectionRequest",
-                    "The client schema differs from the one this client group was made with.",
-                )
+        differs = stored and declared and stored.canonical() != declared.canonical()
+        if differs:
+            raise ClientFacingError(
+                "InvalidConnectionRequest",
+                "The client schema differs from the one this client group was made with.",
+            )
         schema = stored or declared
         assert schema is not None
         return schema

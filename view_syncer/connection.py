@@ -59,7 +59,7 @@ class Host(Protocol):
     async def authenticate(self, params: ConnectParams, token: str | None) -> Auth: ...
     def group(self, group_id: str) -> ClientGroup: ...
     def check_user(self, group_id: str, user_id: str | None) -> None: ...
-    def push(self, connection: Connection, message: Push) -> None: ...
+    async def push(self, connection: Connection, message: Push) -> None: ...
     def ack_results(self, connection: Connection, message: AckMutationResponses) -> None: ...
     async def update_auth(self, connection: Connection, message: UpdateAuth) -> bool: ...
     async def inspect(self, connection: Connection, message: Inspect) -> bytes: ...
@@ -78,7 +78,12 @@ class Connection:
     """See the module docstring; also the :class:`~view_syncer.client_group.Client` of a group."""
 
     def __init__(
-        self, socket: WebSocket, host: Host, params: ConnectParams, auth: Auth, context: ConnectionContext
+        self,
+        socket: WebSocket,
+        host: Host,
+        params: ConnectParams,
+        auth: Auth,
+        context: ConnectionContext,
     ) -> None:
         self._socket = socket
         self._host = host
@@ -171,7 +176,7 @@ class Connection:
             case InitConnection():
                 await self._initialize(message)
             case Push():
-                self._host.push(self, message)
+                await self._host.push(self, message)
             case ChangeDesiredQueries() if self._initialized:
                 await self.group.change_queries(self, message)
             case DeleteClients() if self._initialized:

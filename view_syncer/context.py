@@ -11,9 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from view_syncer.api_client import RequestContext
-from view_syncer.auth import Auth
-from view_syncer.transform import Identity
-from zerocache.errors import ClientFacingError
+from view_syncer.auth import Auth, Identity, require_identity
 from zerocache.protocol.handshake import ConnectParams
 from zerocache.protocol.messages import InitConnection
 
@@ -70,9 +68,4 @@ class ConnectionContext:
 
     def check_identity(self, identity: Identity) -> None:
         """Raise ``Unauthorized`` if the application takes the caller for somebody else."""
-        if isinstance(identity, (str, type(None))) and identity != self.user_id:
-            raise ClientFacingError(
-                "Unauthorized",
-                "The application answered for another user than the one this connection claims.",
-                close_code=3000,
-            )
+        require_identity(identity, self.user_id)

@@ -16,8 +16,9 @@ import msgspec
 
 from view_syncer.context import ConnectionContext
 from view_syncer.cvr.record import QueryHash, QueryRecord
-from view_syncer.engine_host import GroupUpdate
+from view_syncer.engine_host import EngineHost, GroupUpdate
 from view_syncer.ivm.encode import ClientTables, PatchSql
+from view_syncer.ivm.engine import Engine
 from view_syncer.poke import PokeBody
 from view_syncer.transform import NamedQuery, QueryTransformer, TransformedQuery
 from zerocache.protocol.versions import Watermark
@@ -41,8 +42,9 @@ class Wanted:
 class QuerySource:
     """Shared by all groups of a worker."""
 
-    def __init__(self, shard_schema: str, transformer: QueryTransformer) -> None:
+    def __init__(self, app_schema: str, shard_schema: str, transformer: QueryTransformer) -> None:
         self._transformer = transformer
+        self._permissions_table = f"{app_schema}.permissions"
         self._clients_table = f"{shard_schema}.clients"
         self._mutations_table = f"{shard_schema}.mutations"
         self._lmids = _internal_tables(LMIDS, self._clients_table, _CLIENT_ROW, _CLIENT_ROW)
@@ -52,6 +54,30 @@ class QuerySource:
         self.permissions: dict[str, Any] | None = None
         self._version = Watermark("00")
         self._version_changed = asyncio.Event()
+
+    # -- permissions ---------------------------------------------------------------------------
+
+    async def watch_permissions(self, engine: EngineHost) -> None:
+        """Have the engine report changes of the permissions row as updates of this object, and
+        read it. Without such a table in the replica nothing is readable by ad-hoc queries."""
+        table = self._permissions_table
+        _, _, schema = await engine.state()
+        if table in schema:
+            tables = _internal_tables("permissions", table, _PERMISSIONS, _PERMISSIONS)
+            query = Query(table=table)
+            await engine.reconcile(self, tables, {}, (), {"permissions": (query, tables)})
+        await self.reload_permissions(engine)
+
+    async def reload_permissions(self, engine: EngineHost) -> None:
+        rows = await engine.read(self._read_permissions)
+        self.permissions = msgspec.json.decode(rows) if rows else None
+
+    def _read_permissions(self, engine: Engine) -> str | None:
+        if self._permissions_table not in engine.schema:
+            return None
+        sql = f"SELECT permissions FROM {quote(self._permissions_table)}"  # noqa: S608 (quoted)
+        row = engine.db.execute(sql).fetchone()
+        return None if row is None else str(row[0]) if row[0] is not None else None
 
     # -- versions ------------------------------------------------------------------------------
 
@@ -153,6 +179,7 @@ class QuerySource:
 _UNCHANGED = Query(table="")
 """Stands for the AST of a query whose key says that it runs already."""
 
+_PERMISSIONS = "hash"
 _CLIENT_ROW = 'json_array("clientID", "lastMutationID")'
 _MUTATION_ID = "json_object('clientID', \"clientID\", 'id', \"mutationID\")"
 _MUTATION_PUT = (

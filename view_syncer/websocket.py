@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import deque
+from typing import cast
 
 # The subprotocol header carries the first message: its line exceeds the library's 8 KiB default.
 os.environ.setdefault("WEBSOCKETS_MAX_LINE_LENGTH", "65536")
@@ -66,8 +67,8 @@ class WebSocket(asyncio.Protocol):
     # -- asyncio.Protocol ---------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # uvloop's transports have the methods but not the base class.
+        self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
         self.last_received_s = self._loop.time()

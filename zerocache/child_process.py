@@ -59,7 +59,7 @@ class ChildProcess:
                     start_new_session=True,
                 )
             except BaseException:
-                control.close()
+                await control.close()
                 raise
         log.info("process_started", child=name, childPid=process.pid)
         return cls(name, process, control)
@@ -89,7 +89,8 @@ class ChildProcess:
             return status
         finally:
             messages.cancel()
-            self.control.close()
+            await asyncio.wait([messages])
+            await self.control.close()
 
     async def _follow_messages(self) -> None:
         async for message in self.control.messages():

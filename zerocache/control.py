@@ -22,6 +22,7 @@ import socket
 import sys
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import suppress
 from typing import Self
 
 import msgspec
@@ -36,7 +37,7 @@ EXIT_CONFIGURATION = 78
 EXIT_PARENT_GONE = 255
 
 _MAX_PACKET = 65_536
-_MAX_TEXT = 16_384  # of one message, so that a packet always fits
+_MAX_TEXT = 8192  # characters of one message: six bytes each in JSON still fit a packet
 _PR_SET_PDEATHSIG = 1
 
 log = structlog.get_logger(__name__)
@@ -77,7 +78,8 @@ class ControlClosed(ZerocacheError):
 class ParentControl:
     """The supervisor's end.
 
-    * ``messages`` may be iterated by one task; it ends when the child closed its end.
+    * ``messages`` may be iterated by one task, which ends before ``close`` is called; it ends
+      by itself when the child closed its end.
     * ``send_socket`` may be called by many tasks at once; the caller keeps owning the socket.
     """
 
@@ -128,12 +130,17 @@ class ParentControl:
                         f"The child is gone ({error}). Wait for a new one"
                     ) from None
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Close this end, which tells a child that is still alive to exit."""
         if self._closed:
             return
         self._closed = True
-        self._sock.close()
+        # Wakes whoever waits for this descriptor. Only then may its number become another's:
+        # the loop knows callbacks by number.
+        with suppress(OSError):  # the child closed first
+            self._sock.shutdown(socket.SHUT_RDWR)
+        async with self._sending:
+            self._sock.close()
 
 
 class ChildControl:
@@ -208,7 +215,9 @@ class ChildControl:
                 return
             except BlockingIOError:
                 # Full only if the supervisor hangs; these messages must not get lost.
-                select.select([], [self._sock], [])
+                writable = select.poll()
+                writable.register(self._sock, select.POLLOUT)
+                writable.poll()
             except OSError as error:
                 log.warning("control_message_lost", reason=str(error))
                 return

@@ -12,6 +12,7 @@ configuration error, 255 otherwise.
 from __future__ import annotations
 
 import asyncio
+import resource
 import signal
 import socket
 import sys
@@ -222,6 +223,7 @@ async def run_node(
     In the main thread SIGTERM and SIGINT drain, SIGQUIT ends at once. Cancelling the task ends
     all processes at once, too. ``on_ready`` is called when the client port has opened.
     """
+    _raise_descriptor_limit()
     try:
         _check_endpoint_patterns(config)
         with tempfile.TemporaryDirectory(prefix="zerocache-") as runtime_dir:
@@ -245,6 +247,17 @@ async def run_node(
         return EXIT_EXCEPTION
     log.info("node_ended", exitStatus=status)
     return status
+
+
+def _raise_descriptor_limit() -> None:
+    """Allow as many open descriptors as the system grants; children inherit it.
+
+    Each client is one descriptor, and the usual soft limit of 1024 is kept only for programs
+    that use select().
+    """
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # refused in some sandboxes: then the limit stays
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _check_endpoint_patterns(config: Config) -> None:

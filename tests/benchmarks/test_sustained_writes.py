@@ -18,7 +18,7 @@ def machine(
     async def step(rate: float) -> Step:
         tried.append(rate)
         lag = 10.0 if min(rate, writer) <= follows else 9000.0
-        return Step(rate, min(rate, writer), lag, lag, 1, 0.0, 0.0)
+        return Step(rate, min(rate, writer), lag, lag, 2000.0, 1, 0.0, 0.0)
 
     return tried, step
 

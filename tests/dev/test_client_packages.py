@@ -61,6 +61,13 @@ async def test_complete_cache_needs_no_npm(
 
 
 @pytest.mark.js
+async def test_relative_cache_folder_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    fetched = await fetch_packages(Path("data/npm"))
+    assert (tmp_path / fetched / CLIENT / "package.json").exists()
+
+
+@pytest.mark.js
 async def test_unreachable_registry_is_reported_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

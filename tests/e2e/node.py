@@ -163,7 +163,7 @@ class Node:
         self.process = None
 
     def kill9_supervisor(self) -> list[psutil.Process]:
-        """Kill only the first process; its children that have not ended by themselves after 10 s."""
+        """Kill only the first process; the children that still run 10 s later."""
         assert self.process is not None
         children = self.processes()[1:]
         self.process.kill()

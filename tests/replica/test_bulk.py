@@ -36,9 +36,8 @@ def test_directory_is_created(tmp_path: Path) -> None:
 def test_failure_leaves_the_old_replica_untouched(tmp_path: Path) -> None:
     path = build_replica(tmp_path / "r.db", {"task": [(1, "a", None, None)]})
     before = path.read_bytes()
-    with pytest.raises(RuntimeError), BulkLoader(path, CONFIG, SCHEMA) as loader:
-        loader.insert_rows("task", [(2, "b", None, None)])
-        raise RuntimeError
+    with pytest.raises(apsw.BindingsError):
+        build_replica(path, {"task": [(2, "b", None, None), (3,)]})
     assert files(tmp_path) == ["r.db"]
     assert path.read_bytes() == before
 

@@ -72,7 +72,7 @@ async def test_busy_worker_gets_only_the_newest(notifier: VersionNotifier, tmp_p
 async def test_worker_that_never_reads_holds_up_nobody(
     notifier: VersionNotifier, tmp_path: Path
 ) -> None:
-    reader, writer = await asyncio.open_unix_connection(str(tmp_path / "v.sock"), limit=1)
+    reader, writer = await asyncio.open_unix_connection(str(tmp_path / "v.sock"), limit=16)
     for number in range(100_000):
         notifier.publish(f"{number:06}")
     assert await until(watch_versions(tmp_path / "v.sock"), "099999") == ["099999"]

@@ -27,7 +27,13 @@ SCHEMA = PublishedSchema(
         index(RANKED, "rank", unique=True, is_primary=True),
     ),
 )
-START = {
+SELECT = {
+    "task": "SELECT rowid, * FROM task",
+    "pair": "SELECT rowid, * FROM pair",
+    "loose": "SELECT rowid, * FROM loose",
+    "ranked": "SELECT rowid, * FROM ranked",
+}
+START: dict[str, list[tuple[Any, ...]]] = {
     "task": [(1, "a", "one", 0.5), (2, "b", "two", None)],
     "pair": [("x", "y", "first"), ("x", "z", "second")],
     "loose": [("same", None), ("same", None), ("other", "1")],
@@ -50,7 +56,7 @@ def result(writer: ReplicaWriter, tmp_path: Path) -> Callable[[str], list[tuple[
     def read(name: str) -> list[tuple[Any, ...]]:
         writer.end_transaction()
         writer.commit()
-        return [row[:-1] for row in reader.execute(f'SELECT rowid, * FROM "{name}"')]
+        return [row[:-1] for row in reader.execute(SELECT[name])]
 
     return read
 

@@ -42,6 +42,6 @@ def test_equality_condition_uses_an_index() -> None:
     connection = apsw.Connection(":memory:")
     connection.execute("CREATE TABLE t (a, b)")
     connection.execute("CREATE UNIQUE INDEX i ON t (a, b)")
-    sql = f"EXPLAIN QUERY PLAN SELECT * FROM t WHERE {equals_all(['a', 'b'])}"
+    sql = f"EXPLAIN QUERY PLAN SELECT * FROM t WHERE {equals_all(['a', 'b'])}"  # noqa: S608
     plan = connection.execute(sql, (1, 2)).fetchall()
-    assert "INDEX i (a=? AND b=?)" in plan[0][3]
+    assert "INDEX i (a=? AND b=?)" in str(plan[0][3])

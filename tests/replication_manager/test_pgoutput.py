@@ -1,8 +1,11 @@
 """pgoutput decoding: a round trip through an encoder written from the specification alone."""
 
 import struct
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,7 +26,17 @@ from replication_manager.pgoutput import (
     Update,
     decode,
 )
-from zerocache.replica.types import UNCHANGED, TextRow
+from tests.replica.test_types import VALUES
+from zerocache.postgres.introspection import read_published_schema
+from zerocache.protocol.versions import watermark_from_lsn
+from zerocache.replica.bulk import BulkLoader
+from zerocache.replica.layout import ReplicaConfig
+from zerocache.replica.published import wire_name
+from zerocache.replica.reader import open_replica
+from zerocache.replica.relation import RelationWriter
+from zerocache.replica.sql import quote
+from zerocache.replica.types import UNCHANGED, StoredRow, TextRow, column_decoder, row_decoder
+from zerocache.replica.writer import ReplicaWriter
 
 
 def string(text: str) -> bytes:
@@ -163,3 +176,125 @@ def test_whole_old_row_of_a_delete() -> None:
 def test_what_is_wrong_is_said(payload: bytes, why: str) -> None:
     with pytest.raises(PgoutputError, match=why):
         decode(payload)
+
+
+STATEMENTS = """
+    INSERT INTO task SELECT n, 'task ' || n, repeat(md5(n::text), 400) FROM generate_series(1, 9) n;
+    UPDATE task SET title = 'changed' WHERE id <= 3;
+    UPDATE task SET id = id + 100 WHERE id IN (4, 5);
+    DELETE FROM task WHERE id = 6;
+    UPDATE task SET body = NULL WHERE id = 7;
+    INSERT INTO pair VALUES (1, 'x', NULL), (1, 'y', E'tab\\t'), (2, 'x', repeat('long', 3000));
+    UPDATE pair SET note = 'new' WHERE b = 'y';
+    UPDATE pair SET a = 3 WHERE a = 2;
+    DELETE FROM pair WHERE b = 'x' AND a = 1;
+    INSERT INTO loose VALUES ('same'), ('same'), ('other');
+    DELETE FROM loose WHERE ctid = (SELECT min(ctid) FROM loose);
+    INSERT INTO gone VALUES (1);
+    TRUNCATE gone;
+    INSERT INTO gone VALUES (2);
+    BEGIN;
+    UPDATE task SET id = 1000 WHERE id = 1;
+    UPDATE task SET id = 1 WHERE id = 2;
+    UPDATE task SET id = 2, title = 'swapped' WHERE id = 1000;
+    COMMIT;
+"""
+SCHEMA_SQL = """
+    CREATE TABLE task (id int PRIMARY KEY, title text NOT NULL, body text);
+    CREATE TABLE pair (a int NOT NULL, b text NOT NULL, note text, UNIQUE (b, a));
+    CREATE TABLE loose (a text);
+    CREATE TABLE gone (id int PRIMARY KEY);
+    ALTER TABLE task ALTER body SET STORAGE EXTERNAL;
+    ALTER TABLE pair REPLICA IDENTITY FULL;
+    ALTER TABLE loose REPLICA IDENTITY FULL;
+    CREATE PUBLICATION pub FOR ALL TABLES;
+"""
+PEEK = """
+    SELECT data FROM pg_logical_slot_peek_binary_changes(
+        %s, NULL, NULL, 'proto_version', '1', 'publication_names', 'pub', 'messages', 'true')
+"""
+
+
+def apply_all(writer: ReplicaWriter, payloads: list[bytes]) -> set[type]:
+    """Apply a stream the way the replication process does; returns the kinds of messages met."""
+    relations: dict[int, tuple[RelationWriter, Callable[[TextRow], StoredRow]]] = {}
+    met: set[type] = set()
+    for message in map(decode, payloads):
+        met.add(type(message))
+        match message:
+            case Begin(lsn):
+                writer.begin_transaction(watermark_from_lsn(lsn))
+            case Commit():
+                writer.end_transaction()
+                writer.commit()
+            case Relation(oid, schema, name, identity, columns):
+                table = wire_name(schema, name)
+                key = [c.name for c in columns if c.is_key] if identity != "f" else None
+                decoders = {c.name: column_decoder(c) for c in writer.facts(table).table.columns}
+                relations[oid] = (
+                    writer.relation(table, [c.name for c in columns], key),
+                    row_decoder([decoders[c.name] for c in columns]),
+                )
+            case Insert(oid, new):
+                relation, decoded = relations[oid]
+                relation.insert(decoded(new))
+            case Update(oid, old, new):
+                relation, decoded = relations[oid]
+                relation.update(None if old is None else decoded(old), decoded(new))
+            case Delete(oid, old):
+                relation, decoded = relations[oid]
+                relation.delete(decoded(old))
+            case Truncate(oids):
+                for oid in oids:
+                    relations[oid][0].truncate()
+    return met
+
+
+def test_stream_of_a_real_server_makes_the_replica_equal(
+    database: str, app_id: str, tmp_path: Path
+) -> None:
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute(SCHEMA_SQL)
+        published = read_published_schema(connection, ["pub"])
+        connection.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", [app_id])
+        # The slot reads what is flushed; the test cluster commits asynchronously by default.
+        connection.execute("SET synchronous_commit = on")
+        connection.execute("SELECT pg_logical_emit_message(false, 'app/lag', '{}')")
+        connection.execute("SELECT pg_logical_emit_message(true, 'app/ddl', '{}')")
+        for statement in STATEMENTS.split(";")[:-1]:
+            connection.execute(statement.encode())
+        payloads = [bytes(data) for (data,) in connection.execute(PEEK, [app_id])]
+        config = ReplicaConfig(
+            replica_version="110", publications=("pub",), app_id=app_id, shard_num=0
+        )
+        with BulkLoader(tmp_path / "r.db", config, published) as loader:
+            loader.finish()
+        writer = ReplicaWriter(tmp_path / "r.db")
+        met = apply_all(writer, payloads)
+        writer.close()
+        assert met == {Begin, Commit, Relation, Insert, Update, Delete, Truncate, LogicalMessage}
+        reader = open_replica(tmp_path / "r.db")
+        for table in published.tables:
+            select = f"SELECT * FROM {quote(table.name)}"  # noqa: S608
+            rows = connection.execute(select.encode()).fetchall()
+            stored = [row[:-1] for row in reader.execute(select)]
+            assert sorted(stored, key=repr) == sorted(rows, key=repr), table.name
+
+
+def test_stream_stores_every_type_as_the_copy_does(
+    database: str, app_id: str, tmp_path: Path
+) -> None:
+    options = "-c TimeZone=UTC -c DateStyle=ISO -c bytea_output=hex -c extra_float_digits=1"
+    columns = ", ".join(f"c{at} {kind}" for at, (kind, _, _) in enumerate(VALUES))
+    literals = ", ".join(value for _, value, _ in VALUES)
+    with psycopg.connect(database, autocommit=True, options=options) as connection:
+        connection.execute(f"CREATE TABLE t ({columns})".encode())
+        connection.execute(b"CREATE PUBLICATION pub FOR ALL TABLES")
+        connection.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", [app_id])
+        connection.execute("SET synchronous_commit = on")
+        connection.execute(f"INSERT INTO t VALUES ({literals})".encode())  # noqa: S608
+        payloads = [bytes(data) for (data,) in connection.execute(PEEK, [app_id])]
+        (table,) = read_published_schema(connection, ["pub"]).tables
+    (new,) = (message.new for message in map(decode, payloads) if isinstance(message, Insert))
+    stored = row_decoder([column_decoder(column) for column in table.columns])(new)
+    assert stored == [value for _, _, value in VALUES]

@@ -34,7 +34,7 @@ class FakeChild:
         control = ChildControl.from_environment()
         control.start(on_socket=self.take)
         Config.from_environment()
-        assert Path(os.environ[RUNTIME_DIR_VARIABLE]).stat().st_mode & 0o777 == 0o700
+        assert os.stat(os.environ[RUNTIME_DIR_VARIABLE]).st_mode & 0o777 == 0o700
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self.stopping.set)
         self.note("started")
         if self.options.behaviour == "crash":

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -58,6 +59,8 @@ def test_dev_gets_its_own_flags(monkeypatch: pytest.MonkeyPatch) -> None:
         given.extend(arguments)
         return 7
 
-    monkeypatch.setattr("zerocache.dev.app.main", dev_main)
+    app = ModuleType("zerocache.dev.app")
+    monkeypatch.setattr(app, "main", dev_main, raising=False)
+    monkeypatch.setitem(sys.modules, "zerocache.dev.app", app)
     assert main(["dev", "--port", "1", "--help"]) == 7
     assert given == ["--port", "1", "--help"]

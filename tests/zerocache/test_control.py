@@ -25,7 +25,7 @@ async def ends() -> AsyncIterator[tuple[ParentControl, ChildControl]]:
     parent, theirs = ParentControl.pair()
     child = ChildControl(theirs)
     yield parent, child
-    parent.close()
+    await parent.close()
     child.close()
 
 
@@ -113,9 +113,22 @@ async def test_sending_to_a_child_that_is_gone_says_so(ends: Ends) -> None:
         await parent.send_socket(server, "p")
 
 
+async def test_sender_that_waits_is_told_when_the_channel_closes(ends: Ends) -> None:
+    parent, _child = ends
+    client, server = socket.socketpair()
+    with client, server:
+        sends = [asyncio.create_task(parent.send_socket(server, "p")) for _ in range(1500)]
+        await asyncio.sleep(0)
+        await parent.close()
+        results = await asyncio.gather(*sends, return_exceptions=True)
+    failures = [result for result in results if result is not None]
+    assert failures
+    assert all(isinstance(failure, ControlClosed) for failure in failures)
+
+
 async def test_sending_on_a_closed_channel_says_so(ends: Ends) -> None:
     parent, _child = ends
-    parent.close()
+    await parent.close()
     client, server = socket.socketpair()
     with client, server, pytest.raises(ControlClosed):
         await parent.send_socket(server, "p")
@@ -137,7 +150,7 @@ async def test_child_notices_that_the_supervisor_is_gone(ends: Ends) -> None:
     parent, child = ends
     gone = asyncio.Event()
     child.start(on_parent_gone=gone.set)
-    parent.close()
+    await parent.close()
     await gone.wait()
 
 

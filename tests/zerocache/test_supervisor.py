@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 import structlog
-from structlog.testing import capture_logs
 
 from tests.zerocache.nodes import ask, commands, events_in, free_port, node_config
+from view_syncer.dispatcher import worker_of
 from zerocache.role import RestartPolicy
 from zerocache.supervisor import NodeCommands, NodePolicy, run_node
 
@@ -41,11 +41,31 @@ def port() -> int:
     return free_port()
 
 
+class Lines(list[Any]):
+    """The lines logged so far, and a way to wait for one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.grown = asyncio.Event()
+
+    def add(self, _logger: object, method: str, event: Any) -> Any:
+        self.append({**event, "level": method})
+        self.grown.set()
+        raise structlog.DropEvent
+
+    async def until(self, matches: Callable[[Any], bool]) -> None:
+        async with asyncio.timeout(20):
+            while not any(matches(line) for line in self):
+                self.grown.clear()
+                await self.grown.wait()
+
+
 @pytest.fixture
-def lines() -> Iterator[list[Any]]:
+def lines() -> Iterator[Lines]:
+    captured = Lines()
+    structlog.configure(processors=[captured.add])
+    yield captured
     structlog.reset_defaults()
-    with capture_logs() as captured:
-        yield captured
 
 
 @asynccontextmanager
@@ -70,15 +90,14 @@ async def running(
         await asyncio.wait([node])
 
 
+def group_of(worker: int) -> str:
+    """A client group that the task "task" gives to this worker of two."""
+    return next(group for group in "abcdefgh" if worker_of("task", group, 2) == worker)
+
+
 def is_open(port: int) -> bool:
     with socket.socket() as sock:
         return sock.connect_ex(("127.0.0.1", port)) == 0
-
-
-async def until_line(lines: list[Any], matches: Callable[[Any], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not any(matches(line) for line in lines):
-            await asyncio.sleep(0.005)
 
 
 # --- hand-off ---
@@ -98,8 +117,7 @@ async def test_killed_worker_is_replaced_alone_and_clients_wait_for_it(
     events: Path, port: int
 ) -> None:
     async with running(port, commands(events)) as node:
-        group = next(g for g in "abcdefgh" if (await ask(port, g))[0] == "worker-1")
-        other = next(g for g in "abcdefgh" if (await ask(port, g))[0] == "worker-0")
+        group, other = group_of(1), group_of(0)
         before, other_before = int((await ask(port, group))[1]), (await ask(port, other))[1]
         os.kill(before, signal.SIGKILL)
         answer = await ask(port, group)
@@ -112,14 +130,11 @@ async def test_killed_worker_is_replaced_alone_and_clients_wait_for_it(
         assert not node.done()
 
 
-async def test_replication_process_is_replaced_too(
-    events: Path, port: int, lines: list[Any]
-) -> None:
+async def test_replication_process_is_replaced_too(events: Path, port: int, lines: Lines) -> None:
     async with running(port, commands(events)) as node:
         (pid,) = [pid for _, name, pid in events_in(events) if name == "replication"]
         os.kill(pid, signal.SIGKILL)
-        await until_line(
-            lines,
+        await lines.until(
             lambda line: (
                 line["event"] == "process_ready"
                 and line["child"] == "replication"
@@ -134,7 +149,7 @@ async def test_replication_process_is_replaced_too(
 
 
 async def test_port_is_closed_until_every_worker_is_ready(
-    events: Path, port: int, tmp_path: Path, lines: list[Any]
+    events: Path, port: int, tmp_path: Path, lines: Lines
 ) -> None:
     gate = tmp_path / "gate"
     os.mkfifo(gate)
@@ -146,8 +161,7 @@ async def test_port_is_closed_until_every_worker_is_ready(
         )
     )
     try:
-        await until_line(
-            lines,
+        await lines.until(
             lambda line: (
                 line["event"] == "node_starting" and line["waitingFor"] == ["sync-worker-0"]
             ),
@@ -167,16 +181,16 @@ async def test_port_is_closed_until_every_worker_is_ready(
 
 async def test_workers_start_after_replication_is_ready(events: Path, port: int) -> None:
     async with running(port, commands(events)):
-        assert [name for _, name, _ in events_in(events)][0] == "replication"
+        assert events_in(events)[0][1] == "replication"
 
 
 async def test_fatal_message_ends_the_node_with_its_status(
-    events: Path, port: int, lines: list[Any]
+    events: Path, port: int, lines: Lines
 ) -> None:
     node_commands = commands(events, replication=("--behaviour", "fatal"))
     status = await run_node(node_config(port), commands=node_commands, policy=QUICK)
     assert status == 78
-    assert [line["event"] for line in lines if line["log_level"] == "error"] == [
+    assert [line["event"] for line in lines if line["level"] == "error"] == [
         "ZERO_UPSTREAM_DB: no such database"
     ]
     assert not is_open(port)
@@ -190,7 +204,7 @@ async def test_configuration_status_without_a_message_ends_the_node_too(
 
 
 async def test_process_that_never_gets_ready_ends_the_node(
-    events: Path, port: int, lines: list[Any]
+    events: Path, port: int, lines: Lines
 ) -> None:
     node_commands = commands(events, replication=("--behaviour", "crash"))
     assert await run_node(node_config(port), commands=node_commands, policy=QUICK) == 255
@@ -198,7 +212,7 @@ async def test_process_that_never_gets_ready_ends_the_node(
     assert "exited with status 3 before it was ready, 3 times" in lines[-1]["event"]
 
 
-async def test_port_in_use_is_found_before_anything_starts(events: Path, lines: list[Any]) -> None:
+async def test_port_in_use_is_found_before_anything_starts(events: Path, lines: Lines) -> None:
     with socket.socket() as taken:
         taken.bind(("0.0.0.0", 0))
         taken.listen()
@@ -209,7 +223,7 @@ async def test_port_in_use_is_found_before_anything_starts(events: Path, lines: 
 
 
 async def test_bad_url_pattern_is_found_before_anything_starts(
-    events: Path, port: int, lines: list[Any]
+    events: Path, port: int, lines: Lines
 ) -> None:
     config = node_config(port, mutate={"url": ("http://h/(", "http://h")})
     assert await run_node(config, commands=commands(events), policy=QUICK) == 78
@@ -240,16 +254,14 @@ async def test_sigterm_stops_workers_before_replication_and_exits_0(
 
 
 async def test_sigterm_during_the_start_ends_what_was_started(
-    events: Path, port: int, tmp_path: Path, lines: list[Any]
+    events: Path, port: int, tmp_path: Path, lines: Lines
 ) -> None:
     os.mkfifo(tmp_path / "gate")
     node_commands = commands(events, worker=("--gate", str(tmp_path / "gate")))
     node = asyncio.create_task(
         run_node(node_config(port, drain_timeout_seconds=0.2), commands=node_commands, policy=QUICK)
     )
-    await until_line(
-        lines, lambda line: line.get("waitingFor") == ["sync-worker-0", "sync-worker-1"]
-    )
+    await lines.until(lambda line: line.get("waitingFor") == ["sync-worker-0", "sync-worker-1"])
     os.kill(os.getpid(), signal.SIGTERM)
     assert await node == 0
     assert [name for event, name, _ in events_in(events) if event == "stopped"] == ["replication"]
@@ -270,13 +282,11 @@ async def test_sigquit_ends_at_once_with_14(events: Path, port: int) -> None:
     assert not [event for event, _, _ in events_in(events) if event == "stopped"]
 
 
-async def test_second_interrupt_cuts_the_drain_short(
-    events: Path, port: int, lines: list[Any]
-) -> None:
+async def test_second_interrupt_cuts_the_drain_short(events: Path, port: int, lines: Lines) -> None:
     node_commands = commands(events, worker=("--behaviour", "stubborn"))
     async with running(port, node_commands, workers=1) as node:
         os.kill(os.getpid(), signal.SIGINT)
-        await until_line(lines, lambda line: line["event"] == "node_draining")
+        await lines.until(lambda line: line["event"] == "node_draining")
         os.kill(os.getpid(), signal.SIGINT)
         assert await node == 14
 
@@ -290,7 +300,7 @@ async def test_lost_keepalive_drains(events: Path, port: int) -> None:
         assert await node == 0
 
 
-async def test_children_end_when_the_supervisor_is_killed(events: Path, port: int) -> None:
+def test_children_end_when_the_supervisor_is_killed(events: Path, port: int) -> None:
     node = subprocess.Popen(
         [sys.executable, "-m", "tests.zerocache.fake_node", str(port), str(events)],
         stdout=subprocess.PIPE,
@@ -298,7 +308,7 @@ async def test_children_end_when_the_supervisor_is_killed(events: Path, port: in
     )
     assert node.stdout is not None
     with node, node.stdout:
-        while "ready\n" != await asyncio.to_thread(node.stdout.readline):
+        while node.stdout.readline() != "ready\n":
             assert node.poll() is None
         handles = [os.pidfd_open(pid) for _, _, pid in events_in(events)]
         assert len(handles) == 3

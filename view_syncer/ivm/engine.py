@@ -15,7 +15,7 @@ import structlog
 
 from view_syncer.ivm.changes import Batch, read_batch
 from view_syncer.ivm.encode import ClientTables, Encoder, RowPatch, register_functions
-from view_syncer.ivm.pipeline import Delta, Pipeline
+from view_syncer.ivm.pipeline import Delta, Pipeline, Touch
 from view_syncer.ivm.plan import Plan, make_plan
 from view_syncer.ivm.routing import Router
 from zerocache.errors import QueryError
@@ -223,17 +223,17 @@ class Engine:
             for pipeline in self._router.readers(table):
                 if pipeline not in deltas:
                     deltas[pipeline] = pipeline.rehydrate(new.db, batch.old_version)
-        for pipeline, touched in self._router.route(batch, new.db).items():
+        for pipeline, touch in self._router.route(batch, new.db).items():
             if pipeline in deltas:
                 continue
-            if self._rehydrate_is_cheaper(pipeline, touched):
+            if self._rehydrate_is_cheaper(pipeline, touch):
                 deltas[pipeline] = pipeline.rehydrate(new.db, batch.old_version)
             else:
-                deltas[pipeline] = pipeline.apply(new.db, touched, batch)
+                deltas[pipeline] = pipeline.apply(new.db, touch, batch)
         return deltas
 
-    def _rehydrate_is_cheaper(self, pipeline: Pipeline, touched: Mapping[int, set[int]]) -> bool:
-        rows = sum(len(rowids) for rowids in touched.values())
+    def _rehydrate_is_cheaper(self, pipeline: Pipeline, touch: Touch) -> bool:
+        rows = touch.size()
         return rows >= REHYDRATE_MIN_ROWS and rows >= REHYDRATE_SHARE * pipeline.hydrated_rows
 
     def _encode(

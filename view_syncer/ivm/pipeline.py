@@ -6,7 +6,7 @@ Shared by every client group that asks the same. Invariant, and test oracle: aft
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
 import apsw
@@ -42,13 +42,28 @@ class TableDelta:
 Delta = dict[str, TableDelta]
 
 
+@dataclass(slots=True)
+class Touch:
+    """What of a batch concerns one pipeline.
+
+    ``evaluate``: per level the rows whose membership may have changed, by their own change or
+    through an EXISTS. ``content``: per table every changed row that some level may hold.
+    """
+
+    evaluate: dict[int, set[int]] = field(default_factory=dict)
+    content: dict[str, set[int]] = field(default_factory=dict)
+
+    def size(self) -> int:
+        return sum(map(len, self.evaluate.values())) + sum(map(len, self.content.values()))
+
+
 class Pipeline:
     """One query instance over one replica.
 
     * The owner calls :meth:`hydrate` once, then :meth:`apply` for every batch that touches it,
       in order, each with the newer snapshot of that batch.
-    * ``touched`` of :meth:`apply` must include, per level, every changed row that satisfies the
-      level's route before or after, and every row an EXISTS change may have affected.
+    * ``touch`` of :meth:`apply` must include every changed row that satisfies the route of a
+      level before or after, and every row an EXISTS change may have affected.
     """
 
     def __init__(self, plan: Plan, instance: Instance, on_support: SupportListener) -> None:
@@ -90,16 +105,14 @@ class Pipeline:
             if state.level.parent is not None:
                 self._on_support(self, state.level.index, (), state.support.keys())
 
-    def apply(
-        self, db: apsw.Connection, touched: Mapping[int, Collection[int]], batch: Batch
-    ) -> Delta:
-        """Advance by one batch. ``touched``: level index -> rowids to look at again."""
+    def apply(self, db: apsw.Connection, touch: Touch, batch: Batch) -> Delta:
+        """Advance by one batch."""
         gained: dict[int, list[Partition]] = {}
         lost: dict[int, list[Partition]] = {}
         deltas: list[LevelDelta] = []
         for state in self.levels:
             index = state.level.index
-            candidates = self._to_evaluate(state, touched.get(index, ()), batch)
+            candidates = touch.evaluate.get(index, ())
             up, down = gained.get(index, ()), lost.get(index, ())
             if up or down:
                 self._on_support(self, index, up, down)
@@ -109,7 +122,7 @@ class Pipeline:
             else:
                 delta = LevelDelta()
             deltas.append(delta)
-        return self._net(deltas, touched, batch)
+        return self._net(deltas, touch, batch)
 
     def rehydrate(self, db: apsw.Connection, old_version: Watermark) -> Delta:
         """Recompute everything at ``db`` and report the difference: always correct, and cheaper
@@ -128,17 +141,6 @@ class Pipeline:
             if delta:
                 result[table] = delta
         return result
-
-    def _to_evaluate(self, state: LevelState, rowids: Collection[int], batch: Batch) -> list[int]:
-        """Leaves out members whose change cannot matter here (a plain edit of other columns)."""
-        if not rowids:
-            return []
-        changes = batch.tables.get(state.level.table)
-        if changes is None:
-            return list(rowids)
-        changed = changes.rowids()
-        relevant = state.level.relevant
-        return [r for r in rowids if r not in changed or changes.differs(r, relevant)]
 
     def _support_children(
         self,
@@ -173,7 +175,7 @@ class Pipeline:
     def _net(
         self,
         deltas: list[LevelDelta],
-        touched: Mapping[int, Collection[int]],
+        touch: Touch,
         batch: Batch,
     ) -> Delta:
         result: Delta = {}
@@ -189,13 +191,9 @@ class Pipeline:
             edited: set[int] = set()
             if changes is not None:
                 changed = changes.rowids()
-                looked_at: set[int] = set()
-                for level in levels:
-                    looked_at.update(touched.get(level.index, ()))
-                looked_at |= entered
                 edited = {
                     r
-                    for r in looked_at
+                    for r in touch.content.get(table, set()) | entered
                     if r in changed and r not in fresh and r not in gone and self.holds(table, r)
                 }
             delta = TableDelta(fresh, gone, edited)

@@ -17,12 +17,11 @@ import msgspec
 
 from view_syncer.ivm.changes import Batch, TableChanges
 from view_syncer.ivm.levels import encode_partitions
-from view_syncer.ivm.pipeline import Pipeline
+from view_syncer.ivm.pipeline import Pipeline, Touch
 from view_syncer.ivm.plan import Climb, Level, Partition, Plan, partition_of
 from zerocache.replica.schema import ReplicaSchema
 
-Touched: TypeAlias = dict[Pipeline, dict[int, set[int]]]
-"""Pipeline -> level index -> rowids to look at again."""
+Touched: TypeAlias = dict[Pipeline, Touch]
 
 
 @dataclass(slots=True)
@@ -197,20 +196,32 @@ def _root_values(root: Level, pipeline: Pipeline) -> list[Partition]:
 
 def _touch(touched: Touched, pipelines: Iterable[Pipeline], level: int, rowid: int) -> None:
     for pipeline in pipelines:
-        touched.setdefault(pipeline, {}).setdefault(level, set()).add(rowid)
+        touched.setdefault(pipeline, Touch()).evaluate.setdefault(level, set()).add(rowid)
 
 
 def _route_rows(
     routes: _LevelRoutes, changes: TableChanges, rowids: set[int], touched: Touched
 ) -> None:
-    index = routes.level.index
+    if not routes.everyone and not routes.by_value:
+        return
+    level = routes.level
+    # A plain edit of other columns cannot move the row; members only need its new content.
+    moved = {r for r in rowids if changes.differs(r, level.relevant)}
     for pipeline in routes.everyone:
-        touched.setdefault(pipeline, {}).setdefault(index, set()).update(rowids)
+        touch = touched.setdefault(pipeline, Touch())
+        touch.content.setdefault(level.table, set()).update(rowids)
+        if moved:
+            touch.evaluate.setdefault(level.index, set()).update(moved)
     if not routes.by_value:
         return
     positions = tuple(changes.columns[c] for c in routes.columns)
     for images in (changes.old, changes.new):
         for rowid, image in images.items():
             value = partition_of(image, positions)
-            if value is not None and value in routes.by_value:
-                _touch(touched, routes.by_value[value], index, rowid)
+            if value is None:
+                continue
+            for pipeline in routes.by_value.get(value, ()):
+                touch = touched.setdefault(pipeline, Touch())
+                touch.content.setdefault(level.table, set()).add(rowid)
+                if rowid in moved:
+                    touch.evaluate.setdefault(level.index, set()).add(rowid)

@@ -201,8 +201,7 @@ async def _npm_pack(download: Path) -> None:
         *command,
         "pack",
         *quiet,
-        "--pack-destination",
-        str(download),
+        "--pack-destination=.",
         *_specifiers(),
         cwd=download,
         env={**os.environ, "PATH": path},
@@ -226,8 +225,9 @@ async def _npm_pack(download: Path) -> None:
     if process.returncode != 0:
         raise ClientPackagesError(
             f"`npm pack {CLIENT}@{PACKAGES[CLIENT]} …` ended with status {process.returncode}"
-            f"{_first_lines(errors)}. Without a network the demo page cannot load the client; "
-            "connect and start again. The rest of zerocache dev works without it."
+            f"{_first_lines(errors)}. "
+            "The demo page needs the client once from the npm registry: check the network and "
+            "start again. The rest of zerocache dev works without it."
         )
 
 

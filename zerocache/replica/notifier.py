@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import cast
 
 import structlog
 
@@ -38,9 +39,9 @@ class _Subscriber(asyncio.Protocol):
         self._pending: str | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.WriteTransport)
-        transport.set_write_buffer_limits(high=0)
-        self._transport = transport
+        # Both asyncio's and uvloop's stream transports qualify; only the latter do not inherit it.
+        self._transport = cast(asyncio.WriteTransport, transport)
+        self._transport.set_write_buffer_limits(high=0)
         self._notifier.joined(self)
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -8,7 +8,7 @@ Owns the statements that touch rows of user tables. Contract:
   the change that displaced them; this happens only for values the replica cannot tell apart, or
   when upstream sends a change twice;
 * an update that finds no row inserts one, a delete that finds none does nothing;
-* every touched row is appended to the batch under the version of the open transaction.
+* every touched row is recorded in the change log under the version of the open transaction.
 
 It opens and commits nothing: that is the writer's part.
 """
@@ -16,34 +16,16 @@ It opens and commits nothing: that is the writer's part.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import apsw
 
 from zerocache.errors import ReplicaError, ResyncRequired
+from zerocache.replica.change_log import ChangeLog
 from zerocache.replica.layout import TableFacts, row_key
 from zerocache.replica.schema import VERSION_COLUMN
 from zerocache.replica.sql import equals_all, placeholders, quote, quote_all
 from zerocache.replica.types import UNCHANGED, SQLiteValue, StoredRow
-
-
-@dataclass(slots=True)
-class ChangeBatch:
-    """What was changed since the log was last written; shared by the relations of a writer."""
-
-    # Version of the open upstream transaction; None between transactions.
-    version: str | None = None
-    # Rows of the change log still to be written: version, table, rowid, op.
-    entries: list[tuple[str, str, int, str]] = field(default_factory=list)
-
-    def open_version(self) -> str:
-        if self.version is None:
-            raise ReplicaError(
-                "a row change arrived outside a transaction: it would have no version; "
-                "call begin_transaction() first"
-            )
-        return self.version
 
 
 class RelationWriter:
@@ -59,7 +41,7 @@ class RelationWriter:
     def __init__(
         self,
         connection: apsw.Connection,
-        batch: ChangeBatch,
+        log: ChangeLog,
         facts: TableFacts,
         columns: Sequence[str],
         key_columns: Sequence[str] | None,
@@ -68,7 +50,7 @@ class RelationWriter:
         self.columns = tuple(columns)
         _check_columns(self.table, facts, self.columns)
         self._cursor = connection.cursor()
-        self._batch = batch
+        self._log = log
         self._quoted = quote(self.table)
         key = tuple(key_columns or ()) or row_key(facts)
         # Without any key, equal rows are interchangeable: each change touches one of them.
@@ -86,7 +68,7 @@ class RelationWriter:
         self._all_but_key = tuple(at for at in self._all if at not in self._key)
 
     def insert(self, row: StoredRow) -> None:
-        version = self._batch.open_version()
+        version = self._log.open_version()
         bindings = [None if value is UNCHANGED else value for value in row]
         bindings.append(version)
         try:
@@ -95,11 +77,11 @@ class RelationWriter:
             self._displace(dict(zip(self.columns, bindings, strict=False)), spared=None)
             self._cursor.execute(self._insert_sql, bindings)
         rowid = self._cursor.connection.last_insert_rowid()
-        self._batch.entries.append((version, self.table, rowid, "s"))
+        self._log.record(self.table, rowid, "s")
 
     def update(self, old: StoredRow | None, new: StoredRow) -> None:
         """Give the row that ``old`` (or else ``new``) identifies the values of ``new``."""
-        version = self._batch.open_version()
+        version = self._log.open_version()
         found = new if old is None else old
         positions = self._all_but_key if old is None and not self._keyless else self._all
         if UNCHANGED in new:
@@ -116,18 +98,16 @@ class RelationWriter:
         if not rowids:
             self.insert(new)
         for rowid in rowids:
-            self._batch.entries.append((version, self.table, rowid, "s"))
+            self._log.record(self.table, rowid, "s")
 
     def delete(self, old: StoredRow) -> None:
-        version = self._batch.open_version()
         bindings = [old[at] for at in self._key]
         for rowid in self._rowids(self._delete_sql, bindings):
-            self._batch.entries.append((version, self.table, rowid, "d"))
+            self._log.record(self.table, rowid, "d")
 
     def truncate(self) -> None:
-        version = self._batch.open_version()
         self._cursor.execute(f"DELETE FROM {self._quoted}")  # noqa: S608 - quoted
-        self._batch.entries.append((version, self.table, 0, "t"))
+        self._log.record(self.table, 0, "t")
 
     def _make_room(self, found: StoredRow, new: StoredRow) -> None:
         """Remove the rows that an update of the row ``found`` identifies would collide with."""
@@ -150,7 +130,6 @@ class RelationWriter:
 
     def _displace(self, row: dict[str, SQLiteValue], spared: int | None) -> None:
         """Delete and log every row but ``spared`` that shares a unique key with ``row``."""
-        version = self._batch.open_version()
         for key in self._unique:
             values = [row[column] for column in key]
             if None in values:
@@ -160,7 +139,7 @@ class RelationWriter:
                 f"WHERE {equals_all(key)} AND rowid IS NOT ? RETURNING rowid"
             )
             for rowid in self._rowids(statement, [*values, spared]):
-                self._batch.entries.append((version, self.table, rowid, "d"))
+                self._log.record(self.table, rowid, "d")
 
     def _rowids(self, statement: str, bindings: Sequence[Any]) -> list[int]:
         """Run a statement that ends with ``RETURNING rowid``."""

@@ -6,8 +6,7 @@ transaction. Readers therefore see either all of an upstream transaction, with i
 its version, or nothing of it. It never changes the schema (a changed relation raises
 ResyncRequired) and never acknowledges anything: callers ask :meth:`ReplicaWriter.durable` first.
 
-The change log is trimmed here: entries are dropped oldest first, in the transaction that raises
-``logFloor`` above them.
+How rows are applied is relation.py's affair, the log change_log.py's, the WAL file wal.py's.
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ import structlog
 
 from zerocache.errors import ReplicaError, ResyncRequired
 from zerocache.protocol.versions import Watermark
+from zerocache.replica.change_log import ChangeLog
 from zerocache.replica.layout import (
-    CHANGE_LOG,
     FORMAT_VERSION,
     REPLICATION_STATE,
     TableFacts,
@@ -31,7 +30,7 @@ from zerocache.replica.layout import (
     row_key,
 )
 from zerocache.replica.reader import ReplicaState, read_state
-from zerocache.replica.relation import ChangeBatch, RelationWriter
+from zerocache.replica.relation import RelationWriter
 from zerocache.replica.types import UNCHANGED, SQLiteValue, StoredRow
 from zerocache.replica.wal import WalFile
 
@@ -40,10 +39,6 @@ DEFAULT_WAL_LIMIT_BYTES = 16 * 1024 * 1024
 _BUSY_TIMEOUT_MS = 30_000
 _TRUNCATE_WAIT_MS = 200
 _STATEMENT_CACHE = 2_000
-# Log entries held in memory before they are written inside the open SQLite transaction.
-_ENTRIES_PER_WRITE = 10_000
-# Trimming waits until this share of the log is superfluous, so that most commits trim nothing.
-_TRIM_SHARE = 16
 _PRAGMAS = (
     "PRAGMA journal_mode = wal",
     "PRAGMA synchronous = normal",
@@ -75,20 +70,17 @@ class ReplicaWriter:
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
         self._path = Path(path)
-        self._log_entries = log_entries
         self._now_ms = now_ms
         self._connection = _open(self._path)
         self._state = read_state(self._connection)
         self._tables = load_tables(self._connection)
-        self._batch = ChangeBatch()
+        self._log = ChangeLog(self._connection, keep=log_entries)
         # Writers of relations in use; the key is everything their SQL depends on.
         self._relations: dict[
             tuple[str, tuple[str, ...], tuple[str, ...] | None], RelationWriter
         ] = {}
         # Watermark of the newest ended transaction that is not committed yet.
         self._ended: str | None = None
-        # Log entries already written by the open SQLite transaction.
-        self._written = 0
         self._touch()
         self._wal = WalFile(self._connection, self._path, limit_bytes=wal_limit_bytes)
 
@@ -120,17 +112,15 @@ class ReplicaWriter:
         shape = (table, tuple(columns), key)
         relation = self._relations.get(shape)
         if relation is None:
-            relation = RelationWriter(
-                self._connection, self._batch, self.facts(table), columns, key
-            )
+            relation = RelationWriter(self._connection, self._log, self.facts(table), columns, key)
             self._relations[shape] = relation
         return relation
 
     def begin_transaction(self, watermark: str) -> None:
         """Open an upstream transaction; ``watermark`` becomes the version of what it writes."""
-        if self._batch.version is not None:
+        if self._log.version is not None:
             raise ReplicaError(
-                f"transaction {watermark} begins inside transaction {self._batch.version}: "
+                f"transaction {watermark} begins inside transaction {self._log.version}: "
                 "upstream transactions do not nest; end or roll back the open one"
             )
         newest = self._ended or self._state.version
@@ -141,25 +131,24 @@ class ReplicaWriter:
             )
         if not self._connection.in_transaction:
             self._begin()
-        self._batch.version = watermark
+        self._log.version = watermark
 
     def end_transaction(self) -> None:
-        self._ended = self._batch.open_version()
-        self._batch.version = None
-        if len(self._batch.entries) >= _ENTRIES_PER_WRITE:
-            self._write_log()
+        self._ended = self._log.open_version()
+        self._log.version = None
 
     def commit(self) -> ReplicaState:
         """Commit every ended transaction; returns the state readers see from now on."""
-        if self._batch.version is not None:
+        if self._log.version is not None:
             raise ReplicaError(
-                f"transaction {self._batch.version} is still open: readers must not see part of "
+                f"transaction {self._log.version} is still open: readers must not see part of "
                 "it; call end_transaction() first"
             )
         if self._ended is None:
             return self._state
-        self._write_log()
-        state = self._next_state(Watermark(self._ended))
+        old = self._state
+        log_pos, log_floor = self._log.finish(old.log_pos, old.log_floor)
+        state = ReplicaState(Watermark(self._ended), log_pos, log_floor, old.replica_version)
         self._connection.execute(
             f"UPDATE {REPLICATION_STATE} SET stateVersion = ?, writeTimeMs = ?, "  # noqa: S608
             "logPos = ?, logFloor = ?",
@@ -168,17 +157,14 @@ class ReplicaWriter:
         self._connection.execute("COMMIT")
         self._state = state
         self._ended = None
-        self._written = 0
         return state
 
     def rollback(self) -> ReplicaState:
         """Forget everything since the last commit."""
         if self._connection.in_transaction:
             self._connection.execute("ROLLBACK")
-        self._batch.entries.clear()
-        self._batch.version = None
+        self._log.discard()
         self._ended = None
-        self._written = 0
         return self._state
 
     def durable(self) -> ReplicaState:
@@ -251,43 +237,6 @@ class ReplicaWriter:
                 log.warning("replica_locked", path=str(self._path), waited_ms=_BUSY_TIMEOUT_MS)
             else:
                 return
-
-    def _write_log(self) -> None:
-        entries = self._batch.entries
-        if not entries:
-            return
-        self._connection.executemany(
-            f'INSERT INTO {CHANGE_LOG} (version, "table", row, op) '  # noqa: S608 - a constant
-            "VALUES (?, ?, ?, ?)",
-            entries,
-        )
-        self._written += len(entries)
-        entries.clear()
-
-    def _next_state(self, version: Watermark) -> ReplicaState:
-        """The state after the open SQLite transaction; trims the log if that is due."""
-        old = self._state
-        log_pos = old.log_pos + self._written
-        # SQLite numbered the entries; it must have gone on where the state says the log ended.
-        if self._written and self._last_log_pos() != log_pos:
-            raise ReplicaError(
-                f"the change log ends at {self._last_log_pos()}, its state says {log_pos}: "
-                "something else wrote to the replica; delete it so that a new initial sync "
-                "creates it"
-            )
-        log_floor = old.log_floor
-        superfluous = log_pos - log_floor - self._log_entries
-        if superfluous > self._log_entries // _TRIM_SHARE:
-            log_floor += superfluous
-            self._connection.execute(
-                f"DELETE FROM {CHANGE_LOG} WHERE pos <= ?",  # noqa: S608 - a constant
-                (log_floor,),
-            )
-        return ReplicaState(version, log_pos, log_floor, old.replica_version)
-
-    def _last_log_pos(self) -> int:
-        row = self._connection.execute(f"SELECT max(pos) FROM {CHANGE_LOG}").fetchone()  # noqa: S608
-        return int(row[0] or 0) if row else 0
 
     def _touch(self) -> None:
         """A write that changes nothing readers look at, so that the WAL file exists."""

@@ -12,6 +12,7 @@ SELECT
     c.relname::text AS "table",
     a.attname::text AS "column",
     a.attnotnull AS not_null,
+    COALESCE(coll.collisdeterministic, true) AS is_deterministic,
     t.typtype = 'd' AS is_domain,
     b.typcategory = 'A' AS is_array,
     e.typtype = 'e' AS is_enum,
@@ -37,6 +38,7 @@ JOIN pg_catalog.pg_namespace tn ON tn.oid = t.typnamespace
 JOIN base ON base.oid = t.oid
 JOIN pg_catalog.pg_type b ON b.oid = base.base
 JOIN pg_catalog.pg_type e ON e.oid = CASE WHEN b.typcategory = 'A' THEN b.typelem ELSE b.oid END
+LEFT JOIN pg_catalog.pg_collation coll ON coll.oid = a.attcollation
 WHERE a.attnum > 0
     AND NOT a.attisdropped
     AND c.relkind IN ('r', 'p', 'v', 'm', 'f')

@@ -71,6 +71,8 @@ def builder_json(query: ast.Query) -> JsonObject:
             value = _condition_json(query.where)
         elif name == "related":
             value = [_subquery_json(related) for related in query.related or ()]
+        elif name == "orderBy":
+            value = [list(term) for term in value]
         found[name] = value
     return found
 

@@ -249,7 +249,7 @@ class FilterCompiler:
             fitting = [t for v in values if _kind(v) == kind and "\0" not in (t := _text(v))]
             if not fitting:
                 continue
-            if kind == "string" and column.pg_type in ("text", "varchar") and not column.is_array:
+            if column.compares_as_stored and column.pg_type in ("text", "varchar"):
                 own = column.raw(alias)
             else:
                 own = _typed(column, kind, alias)

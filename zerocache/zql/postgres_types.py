@@ -39,7 +39,8 @@ _MS_PER_DAY = "86400000"
 @dataclass(frozen=True, slots=True)
 class PostgresColumn:
     """``pg_type`` is the base type's name, for arrays the element's; ``cast`` the declared type,
-    qualified and quoted. ``client_type`` is None for types no client can see."""
+    qualified and quoted. ``client_type`` is None for types no client can see. Under a collation
+    that is not deterministic, different texts may be equal to Postgres, but never to ZQL."""
 
     name: str
     client_type: ClientType | None
@@ -48,6 +49,7 @@ class PostgresColumn:
     not_null: bool = False
     is_array: bool = False
     is_enum: bool = False
+    is_deterministic: bool = True
 
     def raw(self, alias: str) -> sql.Composable:
         return sql.Identifier(alias, self.name)
@@ -103,7 +105,7 @@ class PostgresColumn:
     def compares_as_stored(self) -> bool:
         """Whether ``=`` on the stored values means ZQL's ``=``, so that indexes are of use."""
         exact = self.pg_type in _INTEGERS | {"text", "varchar", "uuid", "bool"}
-        return exact and not self.is_array and not self.is_enum
+        return exact and not self.is_array and not self.is_enum and self.is_deterministic
 
 
 def _cast(expression: sql.Composable, to: str) -> sql.Composable:
@@ -247,6 +249,7 @@ def _column(row: Mapping[str, Any], *, hidden: bool) -> PostgresColumn:
         bool(row["not_null"]),
         is_array,
         is_enum,
+        bool(row["is_deterministic"]),
     )
 
 

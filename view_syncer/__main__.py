@@ -1,0 +1,68 @@
+"""Process of one sync worker: ``python -m view_syncer --index I``, started by the supervisor."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+
+import structlog
+import uvloop
+
+from view_syncer.worker import Worker
+from zerocache.config import Config
+from zerocache.control import RUNTIME_DIR_VARIABLE, ChildControl
+from zerocache.errors import ConfigurationError
+from zerocache.logging import configure_logging
+
+log = structlog.get_logger(__name__)
+
+EXIT_UNHANDLED = 13
+SWITCH_INTERVAL_S = 0.001
+"""How long the engine's thread may keep the event loop from running Python code."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="view_syncer")
+    parser.add_argument("--index", type=int, required=True)
+    index: int = parser.parse_args().index
+    config = Config.from_environment()
+    configure_logging(config.log, worker="syncer", workerIndex=index)
+    control = ChildControl.from_environment()
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    try:
+        return uvloop.run(_run(config, control))
+    except ConfigurationError as error:
+        control.fatal(str(error))
+        return 78
+
+
+async def _run(config: Config, control: ChildControl) -> int:
+    ending: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    def end(status: int) -> None:
+        if not ending.done():
+            ending.set_result(status)
+
+    def on_fatal(error: BaseException) -> None:
+        log.error("worker_failed", exc_info=error)
+        end(EXIT_UNHANDLED)
+
+    worker = Worker(config, on_fatal)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, end, 0)
+    await worker.start(Path(os.environ[RUNTIME_DIR_VARIABLE]) / "version-ready.sock")
+    control.start(on_socket=worker.adopt)
+    control.ready()
+    status = await ending
+    if status == 0:
+        await worker.stop()
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

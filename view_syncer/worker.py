@@ -1,0 +1,294 @@
+"""One sync worker: its engine, its client groups, and what they share.
+
+Owns the life of the process's parts and the map of client groups; is the
+:class:`~view_syncer.connection.Host` of every connection. A worker serves the groups that hash to
+it and no others, so one engine pipeline serves all groups here that ask the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from view_syncer.api_client import ApiClient, ApiEndpoint, open_session
+from view_syncer.auth import Auth, Authenticator
+from view_syncer.client_group import ClientGroup, Services
+from view_syncer.connection import Connection, Peer, serve
+from view_syncer.context import ConnectionContext
+from view_syncer.cvr.postgres import PostgresRecordStore
+from view_syncer.engine_host import EngineHost, GroupUpdate, WorkerAdvance
+from view_syncer.mutations import GroupPushes
+from view_syncer.poke import PokeBody
+from view_syncer.queries import QuerySource
+from view_syncer.transform import QueryTransformer
+from view_syncer.websocket import WebSocket
+from zerocache import __version__
+from zerocache.config import Config
+from zerocache.errors import ClientFacingError
+from zerocache.protocol import downstream
+from zerocache.protocol.handshake import ConnectParams
+from zerocache.protocol.messages import AckMutationResponses, Inspect, Push, UpdateAuth
+from zerocache.protocol.versions import ViewVersion
+from zerocache.replica.notifier import watch_versions
+
+log = structlog.get_logger(__name__)
+
+LINGER_S = 30.0
+"""How long a group without clients is kept: a reload or a short loss of the network then finds
+its queries running and its recent pokes at hand."""
+WRITE_LIMIT_BYTES = 64 * 1024 * 1024
+CLOSE_WAIT_S = 5.0
+
+
+class Worker:
+    """Create with :meth:`start`, end with :meth:`stop`; ``on_fatal`` is called when the engine
+    cannot go on and the process must be replaced."""
+
+    def __init__(self, config: Config, on_fatal: Callable[[BaseException], None]) -> None:
+        self._config = config
+        self._on_fatal = on_fatal
+        self._groups: dict[str, ClientGroup] = {}
+        self._pushes: dict[str, GroupPushes] = {}
+        self._lingering: dict[str, asyncio.TimerHandle] = {}
+        self._connections: set[asyncio.Task[None]] = set()
+        self._live: set[Connection] = set()
+        self._background: set[asyncio.Task[None]] = set()
+        self._draining = False
+
+    async def start(self, version_socket: Path) -> None:
+        """Open everything; returns when clients can be served."""
+        config = self._config
+        self._session = open_session()
+        client = ApiClient(self._session, config.app.id, config.shard.num)
+        query = ApiEndpoint.from_options(config.query, "ZERO_QUERY_URL")
+        self._mutate = ApiEndpoint.from_options(config.mutate, "ZERO_MUTATE_URL")
+        self._api = client
+        self._authenticator = Authenticator(
+            config.auth, endpoints=query.enabled and self._mutate.enabled
+        )
+        self._store = PostgresRecordStore(
+            config.cvr.db,
+            config.cvr_schema,
+            max_connections=max(1, config.cvr.max_conns // max(1, config.num_sync_workers)),
+        )
+        await self._store.open()
+        self._queries = QuerySource(
+            config.app_schema, config.shard_schema, QueryTransformer(client, query)
+        )
+        self._engine = EngineHost(config.replica.file, self._on_advance, self._on_fatal)
+        self._engine.start()
+        self._services = Services(
+            engine=self._engine,
+            store=self._store,
+            queries=self._queries,
+            internal_schemas=frozenset({config.app_schema, config.shard_schema}),
+            on_empty=self._linger,
+            on_deleted_clients=self._clean_up_deleted,
+        )
+        await self._sync_with_engine()
+        self._spawn(self._follow_replica(version_socket))
+
+    async def stop(self) -> None:
+        """Close every connection, finish what was accepted, release everything."""
+        self._draining = True
+        for connection in list(self._live):
+            connection.close()
+        if self._connections:
+            _, late = await asyncio.wait(self._connections, timeout=CLOSE_WAIT_S)
+            for task in late:
+                task.cancel()
+        for handle in self._lingering.values():
+            handle.cancel()
+        for pushes in self._pushes.values():
+            await pushes.drain()
+        for group in list(self._groups.values()):
+            await group.stop()
+        for task in list(self._background):
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        await self._engine.close()
+        await self._store.close()
+        await self._authenticator.close()
+        await self._session.close()
+
+    def adopt(self, sock: socket.socket, peer: str) -> None:
+        """Serve a connection whose upgrade request is still unread."""
+        task = asyncio.get_running_loop().create_task(self._serve(sock, peer))
+        self._connections.add(task)
+        task.add_done_callback(self._connections.discard)
+
+    async def _serve(self, sock: socket.socket, peer: str) -> None:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        websocket = self._config.websocket
+        try:
+            _, protocol = await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: WebSocket(
+                    max_size=websocket.max_payload_bytes,
+                    write_limit=WRITE_LIMIT_BYTES,
+                    compression=websocket.compression,
+                ),
+                sock,
+            )
+        except OSError:
+            sock.close()
+            return
+        try:
+            await serve(protocol, self, Peer(peer))
+        except Exception as error:
+            # One connection's bug must not take the worker's other clients along.
+            log.exception("connection_crashed", exc_info=error)
+            protocol.close(1011)
+
+    # -- Host -----------------------------------------------------------------------------------
+
+    async def authenticate(self, params: ConnectParams, token: str | None) -> Auth:
+        if self._draining:
+            raise ClientFacingError("Rehome", "The server is shutting down.", minBackoffMs=0)
+        return await self._authenticator.authenticate(token, params.user_id)
+
+    def check_user(self, group_id: str, user_id: str | None) -> None:
+        group = self._groups.get(group_id)
+        if group is not None:
+            group.check_user(user_id)
+
+    def group(self, group_id: str) -> ClientGroup:
+        handle = self._lingering.pop(group_id, None)
+        if handle is not None:
+            handle.cancel()
+        group = self._groups.get(group_id)
+        if group is None or group.stale or group.closed:
+            group = self._groups[group_id] = ClientGroup(group_id, self._services)
+        return group
+
+    def joined(self, connection: Connection) -> None:
+        self._live.add(connection)
+
+    def left(self, connection: Connection) -> None:
+        self._live.discard(connection)
+
+    async def push(self, connection: Connection, message: Push) -> None:
+        await self._pushes_of(connection.group).push(connection, message)
+
+    def ack_results(self, connection: Connection, message: AckMutationResponses) -> None:
+        self._pushes_of(connection.group).acknowledged(connection, message)
+
+    async def update_auth(self, connection: Connection, message: UpdateAuth) -> bool:
+        """Take over a new token; True if it changes anything."""
+        auth = await self._authenticator.authenticate(
+            message.auth or None, connection.user_id, connection.auth
+        )
+        if auth is connection.auth:
+            return False
+        context = connection.context.with_auth(auth)
+        await self._queries.validate(context)
+        connection.auth, connection.context = auth, context
+        return True
+
+    async def inspect(self, connection: Connection, message: Inspect) -> bytes:
+        if message.op == "version":
+            return downstream.inspect_reply(message.id, "version", __version__)
+        return downstream.inspect_reply(message.id, "authenticated", False)
+
+    # -- groups ---------------------------------------------------------------------------------
+
+    def _pushes_of(self, group: ClientGroup) -> GroupPushes:
+        pushes = self._pushes.get(group.group_id)
+        if pushes is None or pushes.group is not group:
+            pushes = GroupPushes(group, self._api, self._mutate)
+            self._pushes[group.group_id] = pushes
+        return pushes
+
+    def _clean_up_deleted(
+        self, group: ClientGroup, client_ids: list[str], context: ConnectionContext
+    ) -> None:
+        self._pushes_of(group).deleted(client_ids, context)
+
+    def _linger(self, group: ClientGroup) -> None:
+        if self._draining:
+            return
+        delay = 0.0 if group.stale else LINGER_S
+        self._lingering[group.group_id] = asyncio.get_running_loop().call_later(
+            delay, lambda: self._spawn(self._dissolve(group))
+        )
+
+    async def _dissolve(self, group: ClientGroup) -> None:
+        self._lingering.pop(group.group_id, None)
+        if group.clients:
+            return
+        if self._groups.get(group.group_id) is group:
+            del self._groups[group.group_id]
+        pushes = self._pushes.get(group.group_id)
+        if pushes is not None and pushes.group is group:
+            del self._pushes[group.group_id]
+            await pushes.drain()
+        await group.stop()
+
+    # -- replica --------------------------------------------------------------------------------
+
+    async def _follow_replica(self, path: Path) -> None:
+        async for _ in watch_versions(path):
+            self._engine.notify()
+
+    def _on_advance(self, advance: WorkerAdvance) -> None:
+        self._queries.set_version(advance.version)
+        if advance.reset:
+            self._spawn(self._rebuild())
+            return
+        shared: dict[tuple[int, ...], PokeBody] = {}
+        version = ViewVersion(advance.version)
+        for group, update in advance.updates.items():
+            if group is self._queries:
+                self._spawn(self._permissions_changed())
+            elif isinstance(group, ClientGroup):
+                group.on_advance(advance.version, update, _shared_body(version, update, shared))
+
+    async def _sync_with_engine(self) -> None:
+        version, _, _ = await self._engine.state()
+        self._queries.set_version(version)
+        await self._queries.watch_permissions(self._engine)
+
+    async def _permissions_changed(self) -> None:
+        await self._queries.reload_permissions(self._engine)
+        await self._for_all_groups(lambda group: group.refresh_queries())
+
+    async def _rebuild(self) -> None:
+        await self._sync_with_engine()
+        await self._for_all_groups(lambda group: group.rebuild())
+
+    async def _for_all_groups(self, task: Callable[[ClientGroup], Awaitable[None]]) -> None:
+        for group in list(self._groups.values()):
+            group.schedule(task(group))
+            await asyncio.sleep(0)
+
+    def _spawn(self, coroutine: Any) -> None:
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(coroutine)
+        self._background.add(task)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._background.discard(task)
+        with contextlib.suppress(asyncio.CancelledError):
+            error = task.exception()
+            if error is not None:
+                self._on_fatal(error)
+
+
+def _shared_body(
+    version: ViewVersion, update: GroupUpdate, shared: dict[tuple[int, ...], PokeBody]
+) -> PokeBody | None:
+    """One body, and one set of frames, for all groups whose update is the same row patches."""
+    if update.internal or update.failed or not update.share:
+        return None
+    body = shared.get(update.share)
+    if body is None:
+        body = shared[update.share] = PokeBody(version)
+        if update.dels:
+            body.rows.append(update.dels)
+        body.rows.extend(update.puts)
+    return body
