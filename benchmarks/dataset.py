@@ -101,7 +101,7 @@ def load(url: str, scale: float) -> Sizes:
     here = Path(__file__).parent
     with psycopg.connect(url) as connection:
         connection.execute((here / "dataset.sql").read_bytes())
-        for table, rows in _tables(sizes):
+        for table, rows in tables(sizes):
             _copy(connection, table, rows)
         connection.execute((here / "dataset_indexes.sql").read_bytes())
     return sizes
@@ -130,7 +130,7 @@ def _copy(connection: psycopg.Connection[Any], table: str, rows: Iterator[str]) 
         copy.write("".join(batch))
 
 
-def _tables(sizes: Sizes) -> Iterator[tuple[str, Iterator[str]]]:
+def tables(sizes: Sizes) -> Iterator[tuple[str, Iterator[str]]]:
     yield "users", _users(sizes)
     yield "labels", (f"l{n:03d}\tlabel {n}\n" for n in range(LABELS))
     yield "issues", _issues(sizes)

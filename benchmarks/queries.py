@@ -25,12 +25,17 @@ def simple(column: str, op: str, value: Any) -> Ast:
     }
 
 
+def _every_issue(instance: int) -> Ast:
+    # On a column without an index, so that no planner is led away from the order's index.
+    return simple("votes", ">=", -1 - instance)
+
+
 def page(rows: int, instance: int) -> DesiredQuery:
     """The ``rows`` most recently modified issues: a flat ordered window."""
     return ast_query(
         {
             "table": "issues",
-            "where": simple("short_id", ">=", instance),
+            "where": _every_issue(instance),
             "orderBy": [["modified", "desc"]],
             "limit": rows,
         }
@@ -47,7 +52,7 @@ def tree(issues: int, instance: int) -> DesiredQuery:
     return ast_query(
         {
             "table": "issues",
-            "where": simple("short_id", ">=", instance),
+            "where": _every_issue(instance),
             "orderBy": [["modified", "desc"]],
             "limit": issues,
             "related": [

@@ -11,7 +11,6 @@ import asyncio
 import shutil
 import signal
 import tempfile
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ import psycopg
 import uvloop
 
 from benchmarks import dataset, report
+from benchmarks.background import CpuMeter
 from benchmarks.cluster import Cluster
 from benchmarks.protocol_client import SyncClient, ast_query
 from benchmarks.servers import KINDS, Server, ServerKind
@@ -47,6 +47,7 @@ class Workbench:
     """A loaded database, ready for servers."""
 
     options: Options
+    postgres_pid: int
     database_url: str
     sizes: dataset.Sizes
     data_mb: float
@@ -152,9 +153,8 @@ async def _run(name: str, options: Options, benchmark: Benchmark) -> None:
 def _load(cluster: Cluster, options: Options, work_dir: Path) -> Workbench:
     url = cluster.create_database("bench")
     sizes = dataset.load(url, options.scale)
-    return Workbench(
-        options, url, sizes, dataset.size_mb(url), dataset.client_schema(), work_dir
-    )  # fmt: skip
+    mb, schema = dataset.size_mb(url), dataset.client_schema()
+    return Workbench(options, cluster.pid, url, sizes, mb, schema, work_dir)
 
 
 def _settings(cluster: Cluster, bench: Workbench) -> dict[str, Any]:
@@ -171,11 +171,14 @@ async def _measure(
     bench: Workbench, kind: ServerKind, version: str, benchmark: Benchmark
 ) -> report.ServerResult:
     server = bench.server(kind)
-    began = time.monotonic()
+    before = CpuMeter.read(bench.postgres_pid)
     try:
         outcome = await benchmark(bench, server)
     finally:
         await server.stop()
         await asyncio.to_thread(server.drop_slots)
-    print(f"{kind.name}: measured in {time.monotonic() - began:.0f} s")
+    after = CpuMeter.read(bench.postgres_pid)
+    others = after.others_since(before)
+    print(f"{kind.name}: measured in {after.at_s - before.at_s:.0f} s")
+    outcome.notes.append(f"other programs kept {others:.2f} CPUs busy during the measurement")
     return report.ServerResult(kind.name, version, tuple(outcome.metrics), tuple(outcome.notes))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,11 +20,13 @@ import structlog
 
 from replication_manager.initial_sync import SyncSettings, run_initial_sync
 from replication_manager.local_replica import require_usable
+from replication_manager.position import SlotPosition
 from replication_manager.schema_drift import SchemaWatch, drift_error, schema_differences
 from replication_manager.signals import Stopped, StopSignal
 from replication_manager.slot import (
     check_replication_role,
     find_slot,
+    require_continuous,
     start_streaming,
     take_over,
 )
@@ -77,34 +80,41 @@ class ReplicationService:
         self._resync_reason: ResyncRequired | None = None
 
     def run(self) -> None:
-        while not self._stop.is_set:
-            session_s = time.monotonic()
-            try:
-                self._session()
-            except Stopped:
-                return
-            except ResyncRequired as reason:
-                self._resync(reason)
-            except apsw.CorruptError as error:
-                self._resync(_corrupt(self._file, error))
-            except (ConfigurationError, ReplicationError, psycopg.Error, StreamEnded) as error:
-                self._recover(error)
-            if time.monotonic() - session_s >= _STABLE_AFTER_S:
-                self._backoff_s = _FIRST_BACKOFF_S
-            try:
+        try:
+            while True:
+                self._stop.check()
+                session_s = time.monotonic()
+                self._run_session()
+                if time.monotonic() - session_s >= _STABLE_AFTER_S:
+                    self._backoff_s = _FIRST_BACKOFF_S
                 self._stop.wait(self._backoff_s)
-            except Stopped:
-                return
-            self._backoff_s = min(2 * self._backoff_s, _LONGEST_BACKOFF_S)
+                self._backoff_s = min(2 * self._backoff_s, _LONGEST_BACKOFF_S)
+        except Stopped:
+            return
+
+    def _run_session(self) -> None:
+        """One session, and what follows from its end."""
+        try:
+            self._session()
+        except ResyncRequired as reason:
+            self._resync(reason)
+        except (apsw.CorruptError, apsw.NotADBError) as error:
+            self._resync(_corrupt(self._file, error))
+        except (ConfigurationError, ReplicationError, psycopg.Error, StreamEnded) as error:
+            self._recover(error)
 
     def _resync(self, reason: ResyncRequired) -> None:
         if not self._config.auto_reset:
-            # Stale data is served on: the operator asked for that.
-            raise ConfigurationError(
+            error = ConfigurationError(
                 f"{reason}, but ZERO_AUTO_RESET is off: delete {self._file} and restart, or turn "
                 "it on",
                 code=reason.code,
-            ) from reason
+            )
+            if not self._was_ready:
+                raise error from reason
+            # Stale data is served on until the next start: the operator asked for that.
+            log.error("replication_halted", reason=str(error))
+            self._stop.wait(None)
         self._resync_reason = reason
 
     def _recover(self, error: Exception) -> None:
@@ -156,28 +166,33 @@ class ReplicationService:
         connection = open_replica(self._file)
         try:
             tables = load_tables(connection)
-            version = read_state(connection).replica_version
+            state = read_state(connection)
         finally:
             connection.close()
         if differences := schema_differences(tables, upstream.schema):
             raise drift_error(differences)
         with connect(self._url, "slot-management") as control:
-            find_slot(control, self._shard, version)
+            slot = find_slot(control, self._shard, state.replica_version)
+        with closing(SlotPosition(self._file)) as position:
+            require_continuous(slot, max(lsn_from_watermark(state.version), position.read()))
 
     def _stream(self, upstream: Upstream, writer: ReplicaWriter) -> None:
         with connect(self._url, "slot-management") as control:
-            slot = find_slot(control, self._shard, writer.state.replica_version)
+            slot = find_slot(control, self._shard, writer.state.replica_version).name
             take_over(control, self._shard, slot)
         facts = {table.wire_name: writer.facts(table.wire_name) for table in upstream.schema.tables}
         with (
             ReplicationConnection(self._url, "replication", self._stop) as connection,
             SchemaWatch(self._url, upstream.publications, facts) as watch,
+            closing(SlotPosition(self._file)) as position,
         ):
             limits = self._limits(connection)
             start = lsn_from_watermark(writer.state.version) + 1
             start_streaming(connection, slot, start, upstream.publications, self._stop)
             log.info("replication_started", slot=slot, version=writer.state.version)
-            stream = ChangeStream(connection, writer, self._callbacks.publish, watch.check, limits)
+            stream = ChangeStream(
+                connection, writer, position, self._callbacks.publish, watch.check, limits
+            )
             self._callbacks.publish(writer.state.version)
             if not self._was_ready:
                 self._was_ready = True

@@ -46,8 +46,8 @@ class StopSignal:
         if self._set:
             raise Stopped
 
-    def wait(self, timeout_s: float) -> None:
-        """Sleep; :class:`Stopped` as soon as the request is made."""
+    def wait(self, timeout_s: float | None) -> None:
+        """Sleep (None: for ever); :class:`Stopped` as soon as the request is made."""
         select.select([self._read_fd], [], [], timeout_s)
         self.check()
 

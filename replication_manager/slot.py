@@ -23,7 +23,13 @@ from replication_manager.walsender import ReplicationConnection, SlotCreated
 from zerocache.errors import ConfigurationError, ReplicationError, ResyncRequired
 from zerocache.postgres.connection import MISSING_PRIVILEGE, TOO_MANY_CONNECTIONS, connect, redact
 from zerocache.postgres.shard import ShardNames
-from zerocache.protocol.versions import Watermark, watermark_from_lsn
+from zerocache.protocol.versions import (
+    Lsn,
+    Watermark,
+    lsn_from_text,
+    lsn_to_text,
+    watermark_from_lsn,
+)
 
 LOCK_TIMEOUT_MS = 29_000
 _TERMINATE_TIMEOUT_MS = 10_000
@@ -230,11 +236,20 @@ def finish_claim(
             )
 
 
-def find_slot(control: psycopg.Connection[Any], shard: ShardNames, version: str) -> str:
+@dataclass(frozen=True, slots=True)
+class UsableSlot:
+    """``confirmed``: upstream will not send again what committed at or before this position."""
+
+    name: str
+    confirmed: Lsn
+
+
+def find_slot(control: psycopg.Connection[Any], shard: ShardNames, version: str) -> UsableSlot:
     """The usable slot of the replica generation ``version``, else ``ResyncRequired``."""
     row = control.execute(
         sql.SQL(
-            "SELECT r.slot, s.restart_lsn IS NOT NULL, coalesce(s.wal_status, 'missing') "
+            "SELECT r.slot, coalesce(s.wal_status, 'missing'), "
+            "s.restart_lsn IS NOT NULL, s.confirmed_flush_lsn::text "
             "FROM {} r LEFT JOIN pg_replication_slots s ON s.slot_name = r.slot "
             "AND s.database = current_database() "
             'WHERE r.version = %s AND r."initialSyncContext" IS NOT NULL '
@@ -247,13 +262,23 @@ def find_slot(control: psycopg.Connection[Any], shard: ShardNames, version: str)
             f"upstream knows no replica of generation {version}: this file belongs to another "
             "database, or the shard was set up anew; a new initial sync is needed"
         )
-    slot, reserved, wal_status = row
+    slot, wal_status, reserved, confirmed = row
     if not reserved or wal_status in ("lost", "missing"):
         raise ResyncRequired(
             f"the replication slot {slot} is {wal_status}: the changes since the last run are "
             "gone (dropped, or beyond max_slot_wal_keep_size); a new initial sync is needed"
         )
-    return str(slot)
+    return UsableSlot(slot, lsn_from_text(confirmed))
+
+
+def require_continuous(slot: UsableSlot, reached: int) -> None:
+    """``ResyncRequired`` if transactions after ``reached`` were acknowledged by somebody else."""
+    if slot.confirmed > reached:
+        raise ResyncRequired(
+            f"the replication slot {slot.name} was moved to {lsn_to_text(slot.confirmed)}, the "
+            f"replica reaches {lsn_to_text(reached)}: it is an older copy, and what happened in "
+            "between is not sent again; a new initial sync is needed"
+        )
 
 
 def take_over(control: psycopg.Connection[Any], shard: ShardNames, slot: str) -> None:

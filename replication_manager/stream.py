@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import structlog
 
 from replication_manager.applier import Applier
+from replication_manager.position import SlotPosition
 from replication_manager.walsender import (
     KEEPALIVE,
     XLOG_HEADER_SIZE,
@@ -34,11 +35,13 @@ log = structlog.get_logger(__name__)
 class StreamLimits:
     """``group_*``: when a group of transactions is committed although more are waiting.
     ``ack_interval_s``: how long a commit may wait for its fsync and acknowledgement.
+    ``idle_ack_interval_s``: between acknowledgements of WAL that has nothing for us.
     ``wal_sender_timeout_s``: the server's; 0 switches liveness checks off, as it does there."""
 
     group_changes: int = 2_000
     group_s: float = 0.02
     ack_interval_s: float = 0.2
+    idle_ack_interval_s: float = 1.0
     wal_sender_timeout_s: float = 60.0
     inbound_timeout_s: float = 120.0
     check_interval_s: float = 1.0
@@ -56,6 +59,7 @@ class ChangeStream:
         self,
         connection: ReplicationConnection,
         writer: ReplicaWriter,
+        position: SlotPosition,
         publish: Callable[[Watermark], None],
         check: Callable[[], None],
         limits: StreamLimits,
@@ -63,6 +67,7 @@ class ChangeStream:
     ) -> None:
         self._connection = connection
         self._writer = writer
+        self._position = position
         self._applier = Applier(writer)
         self._publish = publish
         self._check = check
@@ -72,8 +77,9 @@ class ChangeStream:
         self._group_since: float | None = None
         # When the oldest commit was made that upstream does not know of; None without one.
         self._unacked_since: float | None = None
-        # The newest position upstream was told, and when it was last told anything.
-        self._acked = int(lsn_from_watermark(writer.state.version))
+        # The newest position upstream was told on this connection; a status of 0 moves nothing.
+        self._acked = 0
+        self._idle_acked_at = monotonic()
         self._sent_at = self._received_at = monotonic()
         self._checked_at = monotonic()
 
@@ -152,12 +158,19 @@ class ChangeStream:
             or self._group_since is not None
             or self._unacked_since is not None
         )
-        if not outstanding and end_lsn > self._acked:
-            # Nothing of ours is in what upstream wrote meanwhile: let it recycle that WAL.
-            self._acked = end_lsn
-            self._send_status()
+        due = reply or self._now() - self._idle_acked_at >= self._limits.idle_ack_interval_s
+        if not outstanding and end_lsn > self._acked and due:
+            self._confirm_idle(end_lsn)
         elif reply:
             self._send_status()
+
+    def _confirm_idle(self, end_lsn: int) -> None:
+        """Nothing of ours is in what upstream wrote meanwhile: let it recycle that WAL."""
+        self._position.record(end_lsn)
+        self._writer.durable()
+        self._acked = end_lsn
+        self._idle_acked_at = self._now()
+        self._send_status()
 
     def _wait(self) -> None:
         now = self._now()

@@ -285,8 +285,10 @@ class Endpoint(Group):
 
 
 class PerUserMutationLimit(Group):
-    max: Whole | None = option(None, "CRUD mutations allowed per user and window.", ge=0)
-    window_ms: Number = option(60_000, "Length of that window.", ge=1)
+    max: Whole | None = option(
+        None, "CRUD mutations allowed per user and window.", ge=0, inert=True
+    )
+    window_ms: Number = option(60_000, "Length of that window.", ge=1, inert=True)
 
 
 _AUTH_REPLACEMENT = "authentication in the app's own endpoints (ZERO_QUERY_URL, ZERO_MUTATE_URL)"
@@ -342,7 +344,7 @@ class Log(Group):
     format: Literal["text", "json"] = option("text", "text for people, json for machines.")
     slow_row_threshold: Number = option(2, "Milliseconds.", ge=0, inert=True)
     slow_hydrate_threshold: Number = option(
-        100, "Milliseconds after which a hydration is logged as slow.", ge=0
+        100, "Milliseconds after which a hydration is logged as slow.", ge=0, inert=True
     )
     ivm_sampling: Whole = option(5000, "One in this many advances is logged.", ge=0, inert=True)
 

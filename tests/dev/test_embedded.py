@@ -193,6 +193,25 @@ asyncio.run(main())
     await ended(process)
 
 
+async def test_cancelled_start_leaves_no_server(tmp_path: Path) -> None:
+    waiting = asyncio.Event()
+
+    class NeverReady(EmbeddedPostgres):
+        async def _answers(self, port: int) -> bool:
+            waiting.set()
+            await asyncio.Event().wait()
+            return True
+
+    starting = asyncio.create_task(NeverReady(tmp_path / "pg").start())
+    await waiting.wait()
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert not (tmp_path / "pg" / "data" / "postmaster.pid").exists()
+    children = psutil.Process().children()
+    assert not [child for child in children if str(tmp_path) in " ".join(child.cmdline())]
+
+
 async def test_failing_start_reports_the_log(tmp_path: Path) -> None:
     server = EmbeddedPostgres(tmp_path / "pg")
     await server.start()

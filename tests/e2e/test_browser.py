@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
-from tests.conftest import PostgresCluster
+from tests.conftest import PostgresCluster, free_port
 from tests.e2e.browser import Browser, Page
 from tests.e2e.demo import (
     CLOSED_BUGS,
@@ -18,6 +25,7 @@ from tests.e2e.demo import (
     Demo,
     running_demo,
 )
+from tests.e2e.javascript import cache_folder
 
 pytestmark = pytest.mark.browser
 
@@ -178,3 +186,52 @@ def test_page_catches_up_after_kill_9_with_writes_in_between(page: Page, demo: D
     page.wait_listed(demo.issues(OPEN), deadline_s=RECONNECT_S)
     stored = sorted(page.stored("issue"), key=lambda row: str(row["id"]))
     assert stored == demo.issues(STORED)
+
+
+def test_zerocache_dev_serves_a_page_that_follows_psql(browser: Browser, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    # As at the second start: npm has been asked before.
+    shutil.copytree(cache_folder() / "demo-npm", data / "npm")
+    page_port = free_port()
+    with dev_command(data, page_port) as process:
+        assert process.stdout is not None
+        # The announcement ends with how to end it.
+        while "Ctrl-C ends everything" not in (line := process.stdout.readline()):
+            assert line, "zerocache dev ended before it was ready"
+        page = browser.open(f"http://127.0.0.1:{page_port}")
+        page.wait_state("connection", "connected")
+        page.wait_state("list-state", "complete")
+        update = "UPDATE issue SET title = 'Hello from SQL' WHERE id = 'i2000'"
+        subprocess.run([data / "psql", "-c", update], check=True, stdout=subprocess.DEVNULL)
+        page.until(
+            "() => document.querySelector('[data-testid=issue-row] .title span')"
+            "?.textContent === 'Hello from SQL'"
+        )
+        page.fill("new-issue-title", "written by a person")
+        page.click("new-issue-submit")
+        page.wait_activity("issues.create", "confirmed")
+        page.close()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+
+
+@contextmanager
+def dev_command(data: Path, page_port: int) -> Iterator[subprocess.Popen[str]]:
+    start = "import sys; from zerocache.cli import main; sys.exit(main())"
+    process = subprocess.Popen(
+        [sys.executable, "-c", start, "dev", "--data-dir", data, "--demo-port", str(page_port)],
+        env={
+            **{name: value for name, value in os.environ.items() if not name.startswith("ZERO_")},
+            "ZERO_PORT": str(free_port()),
+            "ZERO_CHANGE_STREAMER_PORT": str(free_port()),
+        },
+        cwd=data.parent,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait(20)

@@ -1,5 +1,7 @@
 """What is left after kill -9 at random moments: nothing lost, nothing applied twice."""
 
+
+
 from __future__ import annotations
 
 import os
@@ -26,7 +28,7 @@ INSERT INTO account SELECT i, 100, 'x' FROM generate_series(1, 50) i;
 
 def _write(url: str, stop: threading.Event, seed: int) -> None:
     """Small and middling transactions: moves, inserts, deletes, key changes, rollbacks."""
-    rng = random.Random(seed)  # noqa: S311 - reproducible, not secret
+    rng = random.Random(seed)
     with psycopg.connect(url, autocommit=True) as connection:
         while not stop.is_set():
             a, b = rng.randint(1, 50), rng.randint(1, 50)
@@ -72,7 +74,7 @@ def test_nothing_is_lost_or_doubled_by_kill(
     replicator.start()
     generation = replicator.rows('SELECT replicaVersion FROM "_zero.replicationConfig"')
     seed = int.from_bytes(os.urandom(4), "big")
-    rng = random.Random(seed)  # noqa: S311 - reproducible, not secret
+    rng = random.Random(seed)
     with write_load(database, seed):
         for _ in range(5):
             threading.Event().wait(rng.uniform(0.05, 0.6))

@@ -1,5 +1,7 @@
 """The replication process as a whole: first start, stream, restarts, what goes wrong."""
 
+# ruff: noqa: S608 - the SQL of tests is made of constants
+
 from __future__ import annotations
 
 import os
@@ -51,7 +53,7 @@ def test_restart_resumes_after_the_last_transaction(
     assert replicator.rows("SELECT id FROM issue ORDER BY id") == [(1,), (2,)]
     # Not a second copy: the same generation, and the row has the version of its transaction.
     assert replicator.rows('SELECT replicaVersion FROM "_zero.replicationConfig"') == generation
-    assert replicator.rows('SELECT _0_version FROM issue WHERE id = 2') > generation
+    assert replicator.rows("SELECT _0_version FROM issue WHERE id = 2") > generation
 
 
 def test_key_changes_keep_the_row(replicator: Replicator, run_sql: RunSql) -> None:
@@ -149,9 +151,7 @@ def test_publication_with_row_filter_and_column_list(
     assert replicator.rows("SELECT id, open FROM issue ORDER BY id") == [(1, 1), (2, 0), (3, 1)]
 
 
-def test_changed_publications_start_a_new_sync(
-    replicator: Replicator, run_sql: RunSql
-) -> None:
+def test_changed_publications_start_a_new_sync(replicator: Replicator, run_sql: RunSql) -> None:
     run_sql(ISSUES + "CREATE PUBLICATION parts FOR TABLE issue (id)")
     replicator.start()
     replicator.stop()
@@ -239,6 +239,42 @@ def test_replica_of_another_database_is_replaced(
         replicator.stop()
     finally:
         postgres.drop_database(other)
+
+
+def test_an_older_copy_of_the_replica_is_not_continued(
+    replicator: Replicator, run_sql: RunSql
+) -> None:
+    run_sql(ISSUES)
+    replicator.start()
+    replicator.stop()
+    copy = replicator.file.read_bytes()
+    replicator.start()
+    run_sql("INSERT INTO issue VALUES (1, 'acknowledged')")
+    replicator.catch_up()
+    replicator.stop()
+    replicator.file.write_bytes(copy)
+    replicator.start()
+    assert replicator.rows("SELECT id FROM issue") == [(1,)]
+    assert "older copy" in replicator.log()
+
+
+def test_an_idle_replica_is_continued(
+    replicator: Replicator, run_sql: RunSql, postgres: PostgresCluster
+) -> None:
+    """Acknowledging WAL without transactions for us must not look like an older copy."""
+    name = replicator.config.upstream.db.rsplit("/", 1)[1]
+    run_sql(ISSUES + f'ALTER DATABASE "{name}" SET wal_sender_timeout = 1000')
+    replicator.start()
+    confirmed = "SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name LIKE %s"
+    slot = replicator.config.app.id + "%"
+    before = postgres.psql(confirmed, slot)
+    other = postgres.create_database()
+    postgres.psql("CREATE TABLE noise AS SELECT generate_series(1, 100000)", database=other)
+    postgres.drop_database(other)
+    replicator.wait_until(lambda: postgres.psql(confirmed, slot) != before)
+    replicator.stop()
+    replicator.start()
+    assert "older copy" not in replicator.log()
 
 
 def test_somebody_elses_sqlite_file_is_not_overwritten(
@@ -394,8 +430,8 @@ def test_every_value_is_stored_the_same_by_copy_and_stream(
         if name not in ("id", "_0_version")
     ]
     columns = ", ".join(f'"{name}", typeof("{name}")' for name in names)
-    copied = replicator.rows(f"SELECT {columns} FROM v WHERE id < 100 ORDER BY id")  # noqa: S608
-    streamed = replicator.rows(f"SELECT {columns} FROM v WHERE id >= 100 ORDER BY id")  # noqa: S608
+    copied = replicator.rows(f"SELECT {columns} FROM v WHERE id < 100 ORDER BY id")
+    streamed = replicator.rows(f"SELECT {columns} FROM v WHERE id >= 100 ORDER BY id")
     assert copied == streamed
     assert len(copied) == len(rows)
     assert replicator.rows("SELECT tz, i8, ti FROM v WHERE id = 0") == [

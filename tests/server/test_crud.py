@@ -96,8 +96,8 @@ VALUES: list[tuple[str, Any]] = [
 
 @pytest.fixture
 async def db(database: str) -> AsyncIterator[ZQLDatabase]:
-    with psycopg.connect(database, autocommit=True) as connection:
-        connection.execute(DDL.encode())
+    with psycopg.connect(database, autocommit=True) as upstream:
+        upstream.execute(DDL.encode())
     connection = PsycopgConnection(database)
     yield ZQLDatabase(connection, schema)
     await connection.close()

@@ -19,6 +19,7 @@ import os
 import pwd
 import secrets
 import shutil
+import signal
 import socket
 import stat
 import subprocess
@@ -198,7 +199,14 @@ class EmbeddedPostgres:
             )
         finally:
             os.close(log)
-        await self._wait_until_ready(self._process)
+        try:
+            await self._wait_until_ready(self._process)
+        except BaseException:
+            # Ctrl-C while starting, too: nobody will call stop() for a start that failed.
+            if self._process.returncode is None:
+                self._process.send_signal(signal.SIGINT)
+                await self._process.wait()
+            raise
 
     async def _wait_until_ready(self, process: asyncio.subprocess.Process) -> None:
         """PostgreSQL announces readiness to nobody we could await, so ask it."""
@@ -210,7 +218,6 @@ class EmbeddedPostgres:
                     f"starting. The last lines of {self.log_file}:\n{_tail(self.log_file)}"
                 )
             if asyncio.get_running_loop().time() > deadline:
-                process.terminate()
                 raise ConfigurationError(
                     f"PostgreSQL on {self._data} did not accept connections within "
                     f"{_START_TIMEOUT_S:.0f} s. See {self.log_file}."
@@ -245,7 +252,12 @@ class EmbeddedPostgres:
             cwd="/",
             start_new_session=True,
         )
-        output, _ = await process.communicate()
+        try:
+            output, _ = await process.communicate()
+        finally:
+            if process.returncode is None:
+                process.terminate()
+                await process.wait()
         if process.returncode != 0:
             raise ConfigurationError(
                 f"{program} for {self._data} ended with status {process.returncode}:\n"

@@ -98,13 +98,9 @@ _decoder = msgspec.json.Decoder(Query)
 def parse_query(data: bytes | str | dict[str, Any]) -> Query:
     """Decode an AST from JSON text or parsed JSON; :class:`QueryError` says where it is wrong."""
     try:
-        if isinstance(data, dict):
-            query = msgspec.convert(data, Query)
-        else:
-            query = _decoder.decode(data)
+        return msgspec.convert(data, Query) if isinstance(data, dict) else _decoder.decode(data)
     except (msgspec.ValidationError, msgspec.DecodeError) as error:
         raise QueryError(f"not a valid query: {error}") from error
-    return query
 
 
 def to_json(query: Query) -> bytes:

@@ -19,6 +19,27 @@ import {defineApp} from './app.mjs';
 // stdout belongs to the protocol; whatever a client logs is for whoever reads a failed test.
 globalThis.console = new Console(process.stderr, process.stderr);
 
+// Browsers end every failed connection with a `close` event; the WebSocket of Node 22 leaves it out
+// when the connection was never open, and the client would wait for its own 10 s instead.
+globalThis.WebSocket = class extends globalThis.WebSocket {
+  constructor(...args) {
+    super(...args);
+    let open = false;
+    let closed = false;
+    this.addEventListener('open', () => (open = true));
+    this.addEventListener('close', () => (closed = true));
+    this.addEventListener('error', () =>
+      setImmediate(() => {
+        if (!open && !closed) {
+          this.dispatchEvent(
+            Object.assign(new Event('close'), {code: 1006, reason: '', wasClean: false}),
+          );
+        }
+      }),
+    );
+  }
+};
+
 const require = createRequire(join(resolve(process.argv[2]), 'package.json'));
 const zero = await import(pathToFileURL(require.resolve('@rocicorp/zero')).href);
 
