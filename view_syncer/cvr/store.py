@@ -17,7 +17,7 @@ from zerocache.protocol.versions import ViewVersion
 class ConcurrentModification(ZerocacheError):
     """Another server changed the record since this one read it."""
 
-    code = "ZC520"
+    code = "ZC530"
 
 
 class RecordStore(Protocol):
