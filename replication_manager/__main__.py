@@ -16,15 +16,21 @@ from pathlib import Path
 import apsw
 import structlog
 
+from replication_manager.indexes import IndexKeeper, IndexLimits
 from replication_manager.service import Callbacks, ReplicationService
 from replication_manager.signals import StopSignal
+from replication_manager.slot import Displaced
 from zerocache.config import Config
 from zerocache.control import EXIT_CONFIGURATION, RUNTIME_DIR_VARIABLE, ChildControl
 from zerocache.errors import ConfigurationError, ZerocacheError
 from zerocache.logging import configure_logging
+from zerocache.replica import index_requests
+from zerocache.replica.index_requests import IndexRequestServer
 from zerocache.replica.notifier import SOCKET_NAME, VersionNotifier
 
 _EXIT_FAILED = 1
+# An intended end that must not look like success: the node it belongs to has to end, too.
+_EXIT_DISPLACED = 14
 
 log = structlog.get_logger(__name__)
 
@@ -39,13 +45,20 @@ async def serve(config: Config, control: ChildControl, runtime_dir: Path) -> int
     notifier = VersionNotifier(runtime_dir / SOCKET_NAME)
     await notifier.start()
     callbacks = Callbacks(control.ready, notifier.publish, control.progress)
-    service = ReplicationService(config, callbacks, stop)
+    indexes = IndexKeeper(IndexLimits(count=config.auto_index_max if config.auto_indexes else 0))
+    requests = IndexRequestServer(runtime_dir / index_requests.SOCKET_NAME, indexes.submit)
+    await requests.start()
+    service = ReplicationService(config, callbacks, stop, indexes)
     try:
         await asyncio.to_thread(service.run)
     except ConfigurationError as error:
         log.error("replication_impossible", code=error.code, reason=str(error))
         control.fatal(f"{error.code}: {error}")
         return EXIT_CONFIGURATION
+    except Displaced as error:
+        log.error("replication_displaced", code=error.code, reason=str(error))
+        control.fatal(f"{error.code}: {error}", _EXIT_DISPLACED)
+        return _EXIT_DISPLACED
     except (apsw.FullError, apsw.IOError, OSError) as error:
         log.error(
             "replica_not_writable",
@@ -58,6 +71,7 @@ async def serve(config: Config, control: ChildControl, runtime_dir: Path) -> int
         log.error("replication_failed", code=error.code, reason=str(error))
         return _EXIT_FAILED
     finally:
+        await requests.close()
         await notifier.close()
         control.close()
     return 0

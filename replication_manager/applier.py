@@ -71,8 +71,22 @@ class Applier:
         message = decode(payload)
         handler = self._handlers.get(type(message))
         if handler is not None:
-            handler(message)
+            try:
+                handler(message)
+            except ValueError:
+                # The text of the error quotes a value, which belongs in no log.
+                raise self._undecodable(message) from None
         return type(message) is Commit
+
+    def _undecodable(self, message: Message) -> ReplicationError:
+        target = self._targets.get(getattr(message, "relation", 0))
+        table = target.writer.table if target else "unknown"
+        return ReplicationError(
+            f"a value in a change of table {table} cannot be read as its type says: leaving the "
+            "row out would make the replica wrong; report this as a bug (the stream is tried "
+            "again)",
+            code="ZC235",
+        )
 
     def _insert(self, message: Insert) -> None:
         if not self._skipping:
@@ -106,7 +120,7 @@ class Applier:
             raise ReplicationError(
                 f"a change of relation {relation} arrived before the relation was described: "
                 "the stream is not what PostgreSQL promises; it is begun again",
-                code="ZC223",
+                code="ZC234",
             ) from None
 
     def _begin(self, message: Begin) -> None:

@@ -29,7 +29,7 @@ from replication_manager.table_copy import (
     open_snapshot,
     read_sizes,
 )
-from zerocache.errors import UpstreamSetupError
+from zerocache.errors import ReplicationError, UpstreamSetupError
 from zerocache.postgres.connection import MISSING_PRIVILEGE, explain, redact
 from zerocache.postgres.introspection import read_published_schema
 from zerocache.postgres.shard import ShardNames
@@ -173,7 +173,15 @@ def _copy(
 
     def store(table: PublishedTable, lines: bytes, count: int) -> None:
         rows = parse_rows(lines)
-        loader.insert_rows(table.wire_name, decode_columns(rows, decoders[table.oid]))
+        try:
+            loader.insert_rows(table.wire_name, decode_columns(rows, decoders[table.oid]))
+        except ValueError:
+            # The text of the error quotes a value, which belongs in no log.
+            raise ReplicationError(
+                f"a value of table {table.wire_name} cannot be read as its type says: the table "
+                "cannot be copied; take it out of the publication and report this as a bug",
+                code="ZC235",
+            ) from None
         progress.add(table, count, len(lines) + 1)
 
     copy_tables(connections, schema.tables, sizes, store, stop)

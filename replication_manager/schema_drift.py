@@ -3,7 +3,7 @@
 Owns the comparison, and a thread that makes it every few seconds. Changes of the schema are not
 applied to the replica yet; what matters is that none goes unnoticed, because rows of another
 shape, or uniqueness that upstream gave up, would make the replica silently wrong. Anything that can
-matter therefore ends in ResyncRequired; an additional index, which cannot, is ignored.
+matter therefore ends in ResyncRequired; an index that enforces nothing cannot, and is ignored.
 """
 
 from __future__ import annotations

@@ -18,12 +18,14 @@ import apsw
 import psycopg
 import structlog
 
+from replication_manager.indexes import IndexKeeper
 from replication_manager.initial_sync import SyncSettings, run_initial_sync
 from replication_manager.local_replica import require_usable
 from replication_manager.position import SlotPosition
 from replication_manager.schema_drift import SchemaWatch, drift_error, schema_differences
 from replication_manager.signals import Stopped, StopSignal
 from replication_manager.slot import (
+    Displaced,
     check_replication_role,
     find_slot,
     require_continuous,
@@ -33,7 +35,12 @@ from replication_manager.slot import (
 from replication_manager.stream import ChangeStream, StreamLimits
 from replication_manager.walsender import ReplicationConnection, StreamEnded
 from zerocache.config import Config
-from zerocache.errors import ConfigurationError, ReplicationError, ResyncRequired
+from zerocache.errors import (
+    ConfigurationError,
+    ReplicaError,
+    ReplicationError,
+    ResyncRequired,
+)
 from zerocache.postgres.connection import connect, is_transient
 from zerocache.postgres.setup import Upstream, set_up_upstream
 from zerocache.postgres.shard import ShardNames
@@ -63,15 +70,20 @@ class Callbacks:
 class ReplicationService:
     """``run`` returns when asked to stop and raises what only an operator can mend."""
 
-    def __init__(self, config: Config, callbacks: Callbacks, stop: StopSignal) -> None:
+    def __init__(
+        self, config: Config, callbacks: Callbacks, stop: StopSignal, indexes: IndexKeeper
+    ) -> None:
         self._config = config
         self._callbacks = callbacks
         self._stop = stop
+        self._indexes = indexes
         self._url = config.upstream.db
         self._file = Path(config.replica.file)
         self._shard = ShardNames(
             config.app.id, config.shard.num, tuple(sorted(config.app.publications))
         )
+        # Tells our walsender from that of another node in pg_stat_activity, which cuts at 63.
+        self._purpose = f"replication-{config.task_id}"[:58]
         self._backoff_s = _FIRST_BACKOFF_S
         self._started_s = time.monotonic()
         # True once a stream was begun: from then on workers serve, and only waiting is left.
@@ -98,7 +110,9 @@ class ReplicationService:
             self._session()
         except ResyncRequired as reason:
             self._resync(reason)
-        except (apsw.CorruptError, apsw.NotADBError) as error:
+        except Displaced:
+            raise
+        except (apsw.CorruptError, apsw.NotADBError, ReplicaError) as error:
             self._resync(_corrupt(self._file, error))
         except (ConfigurationError, ReplicationError, psycopg.Error, StreamEnded) as error:
             self._recover(error)
@@ -179,10 +193,16 @@ class ReplicationService:
     def _stream(self, upstream: Upstream, writer: ReplicaWriter) -> None:
         with connect(self._url, "slot-management") as control:
             slot = find_slot(control, self._shard, writer.state.replica_version).name
-            take_over(control, self._shard, slot)
+            take_over(
+                control,
+                self._shard,
+                slot,
+                name=f"zero-{self._purpose}",
+                returning=self._was_ready,
+            )
         facts = {table.wire_name: writer.facts(table.wire_name) for table in upstream.schema.tables}
         with (
-            ReplicationConnection(self._url, "replication", self._stop) as connection,
+            ReplicationConnection(self._url, self._purpose, self._stop) as connection,
             SchemaWatch(self._url, upstream.publications, facts) as watch,
             closing(SlotPosition(self._file)) as position,
         ):
@@ -190,8 +210,14 @@ class ReplicationService:
             start = lsn_from_watermark(writer.state.version) + 1
             start_streaming(connection, slot, start, upstream.publications, self._stop)
             log.info("replication_started", slot=slot, version=writer.state.version)
+            self._indexes.open(writer)
+
+            def check() -> None:
+                watch.check()
+                self._improve_indexes(writer)
+
             stream = ChangeStream(
-                connection, writer, position, self._callbacks.publish, watch.check, limits
+                connection, writer, position, self._callbacks.publish, check, limits
             )
             self._callbacks.publish(writer.state.version)
             if not self._was_ready:
@@ -202,6 +228,13 @@ class ReplicationService:
             except (Stopped, StreamEnded):
                 self._finish(stream)
                 raise
+
+    def _improve_indexes(self, writer: ReplicaWriter) -> None:
+        if self._indexes.work(writer, lambda: self._stop.is_set):
+            # Announced again, the version makes workers look at the file anew.
+            version = writer.state.version
+            self._callbacks.publish(version)
+            writer.maintain(lambda: self._callbacks.publish(version))
 
     def _finish(self, stream: ChangeStream) -> None:
         try:
@@ -221,7 +254,7 @@ class ReplicationService:
         return StreamLimits(wal_sender_timeout_s=timeout_s, inbound_timeout_s=inbound_s)
 
 
-def _corrupt(file: Path, error: apsw.Error) -> ResyncRequired:
+def _corrupt(file: Path, error: Exception) -> ResyncRequired:
     return ResyncRequired(
         f"the replica {file} is damaged ({error}): nothing in it can be trusted; a new initial "
         "sync is needed"

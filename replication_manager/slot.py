@@ -121,7 +121,7 @@ def _create(
             f"creating the replication slot {name} waited {LOCK_TIMEOUT_MS // 1000} s for "
             f"{_oldest_transaction(control)}: a slot can only begin when all transactions that "
             "were running have ended; end the long ones (it is tried again)",
-            code="ZC220",
+            code="ZC231",
         ) from error
     except psycopg.errors.InsufficientPrivilege as error:
         raise ConfigurationError(
@@ -232,7 +232,7 @@ def finish_claim(
             raise ReplicationError(
                 f"the claim on slot {claimed.name} disappeared during the initial sync: another "
                 "process set this shard up anew; the initial sync starts over",
-                code="ZC221",
+                code="ZC232",
             )
 
 
@@ -281,12 +281,32 @@ def require_continuous(slot: UsableSlot, reached: int) -> None:
         )
 
 
-def take_over(control: psycopg.Connection[Any], shard: ShardNames, slot: str) -> None:
-    """End whoever streams from ``slot``, then drop what older replicas of this shard left."""
+class Displaced(ReplicationError):
+    """Another process streams from the slot that was ours; two would take it from each other."""
+
+    code = "ZC236"
+
+
+def take_over(
+    control: psycopg.Connection[Any], shard: ShardNames, slot: str, *, name: str, returning: bool
+) -> None:
+    """End whoever streams from ``slot``, then drop what older replicas of this shard left.
+
+    ``name`` is this process' application name. A process that is ``returning`` to its slot ends
+    only what is left of its own connection: somebody else there is its successor.
+    """
     row = control.execute(
-        "SELECT active_pid FROM pg_replication_slots WHERE slot_name = %s", [slot]
+        "SELECT s.active_pid, a.application_name FROM pg_replication_slots s "
+        "LEFT JOIN pg_stat_activity a ON a.pid = s.active_pid WHERE s.slot_name = %s",
+        [slot],
     ).fetchone()
     if row is not None and row[0] is not None:
+        if returning and row[1] not in (name, None):
+            raise Displaced(
+                f"{row[1]} (pid {row[0]}) took over the replication slot {slot}: one app can be "
+                "replicated by one process only; this one ends. If that is not a rolling update, "
+                "give the other node its own ZERO_APP_ID"
+            )
         log.warning("slot_taken_over", slot=slot, displaced_pid=row[0])
         control.execute("SELECT pg_terminate_backend(%s, %s)", [row[0], _TERMINATE_TIMEOUT_MS])
     with control.transaction():

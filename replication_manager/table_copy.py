@@ -82,7 +82,7 @@ def lock_tables(connection: psycopg.Connection[Any], tables: Sequence[PublishedT
         raise ReplicationError(
             f"the tables {', '.join(name for (name,) in rewritten)} were rewritten or truncated "
             "while the initial sync began: their rows cannot be read any more; it starts over",
-            code="ZC222",
+            code="ZC233",
         )
 
 

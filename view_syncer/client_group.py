@@ -3,7 +3,9 @@
 All work of a group is done one task at a time (sync-protocol.md §4.1) under :attr:`_lock`;
 advances of the replica arrive between the steps of a task and are applied in version order. While
 a task has asked the engine or the record store for something that the next poke depends on, it
-*holds* the group: advances queue up and are applied when the answer is in.
+*holds* the group: advances queue up and are applied when the answer is in. When the engine loses
+what it knew of the group (:meth:`ClientGroup.invalidate`), whatever task waits for its answer
+gives up, and :meth:`ClientGroup.rebuild` starts over for everybody.
 
 Invariants (§5.1): the pokes of one connection form a chain; after a poke with version v a client
 holds exactly the union of its group's got queries at v; what a cookie promises is durable before
@@ -14,52 +16,44 @@ is sent all of it, never a part.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, TypeVar
 
 import structlog
 
+from view_syncer.audience import Audience, Client
 from view_syncer.auth import require_pinned
 from view_syncer.context import ConnectionContext
 from view_syncer.cvr.record import ConfigChange, GroupRecord, QueryHash
-from view_syncer.cvr.store import ConcurrentModification, RecordStore
+from view_syncer.cvr.store import ConcurrentModification, RecordStore, StoreUnavailable
 from view_syncer.engine_host import EngineHost, GroupUpdate, Reconciled
 from view_syncer.ivm.encode import ClientTables
-from view_syncer.poke import History, PokeBody, frame_poke, merge
+from view_syncer.poke import PokeBody
 from view_syncer.queries import QuerySource, Wanted
 from view_syncer.schema_check import check_client_schema, client_tables
 from zerocache.errors import ClientFacingError, QueryError, UnsafeIntegerError
 from zerocache.protocol import downstream
 from zerocache.protocol.client_schema import ClientSchema
-from zerocache.protocol.messages import ChangeDesiredQueries, DeleteClients, InitConnection
-from zerocache.protocol.versions import NEVER, NO_STATE, ViewVersion, Watermark
+from zerocache.protocol.messages import (
+    ChangeDesiredQueries,
+    DeleteClients,
+    InitConnection,
+    QueryOp,
+)
+from zerocache.protocol.versions import NEVER, ViewVersion, Watermark
 
 log = structlog.get_logger(__name__)
+T = TypeVar("T")
 
 REPLICA_WAIT_S = 10.0
 """How long a client whose cookie is newer than the replica waits for it to catch up."""
 EXPIRY_SLACK_MS = 50.0
 
 
-class Client(Protocol):
-    """What a group needs of a connection.
-
-    ``cookie`` is the version of the last poke sent (initially the one the client came with, None
-    for nothing); the group advances it. ``send`` must not block.
-    """
-
-    client_id: str
-    user_id: str | None
-    version: int
-    profile_id: str
-    base: ViewVersion | None
-    greeted: bool
-    context: ConnectionContext
-
-    def send(self, frames: Iterable[bytes], *, binary_parts: bool = False) -> None: ...
-    def fail(self, error: ClientFacingError) -> None: ...
-    def close(self) -> None: ...
+class _Superseded(Exception):
+    """The engine lost what the running task was building on; a rebuild follows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,23 +76,29 @@ class ClientGroup:
         self.group_id = group_id
         self._services = services
         self._lock = asyncio.Lock()
+        self._audience = Audience()
         self._record = GroupRecord(group_id)
         self._loaded = False
         # The version the store has; a save must find it there.
         self._stored = NEVER
-        self._version = NEVER
-        self._history = History()
         self._tables: ClientTables | None = None
         self._running: dict[QueryHash, bytes] = {}
         self._internal_running = False
-        # True until the running queries' rows at `_version` are known to be what clients hold.
+        # True until the running queries' rows at the present version are known to be what
+        # clients hold.
         self._cold = True
+        # True until the first hydration ever: nobody can hold anything yet.
+        self._new = False
+        # Counts the times the engine's knowledge was lost; answers of an earlier epoch are void.
+        self._epoch = 0
+        # Set while the engine may still report on queries this object no longer counts on.
+        self._deaf = False
         self._holds = 0
         self._pending: list[tuple[Watermark, GroupUpdate, PokeBody | None]] = []
         self._clock_started: float | None = None
+        self._clock_saved_ms = 0.0
         self._expiry: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self.clients: dict[str, Client] = {}
         self.pinned_user: tuple[str | None] | None = None
         self.closed = False
         # Set when what this object knows can no longer be trusted: it must not be reused.
@@ -108,21 +108,24 @@ class ClientGroup:
 
     async def connect(self, client: Client, message: InitConnection) -> None:
         """First message of a connection (§4.2): configuration, then its queries, then a poke."""
-        async with self._lock:
-            if self._clients_connection(client) is not client:
+        # Not under the lock: a stranger must not be able to hold up the group.
+        await self._services.queries.validate(client.context)
+        async with self._task():
+            if not self._audience.has(client):
                 return  # replaced while it waited
+            self.check_user(client.user_id)
             await self._load()
             await self._check_cookie(client)
             declared = self._declared_schema(message)
             await self._check_schema(declared)
-            await self._services.queries.validate(client.context)
-            self.pin_user(client.user_id)
+            self._check_message(client, message)
+            if not self._audience.has(client):
+                return
             # Nothing was remembered before this point: a refused connection leaves no trace.
-            self._record.client_schema = declared
-            self._tables = client_tables(declared)
+            self._admit(client, declared)
             change = ConfigChange()
             self._configure(client, message, change)
-            deleted = self._delete(client, message.deleted, change)
+            deleted = self._delete(message.deleted, change)
             deleted += self._retain(client, message.active_clients, change)
             await self._commit(change)
             if message.deleted is not None and message.deleted.client_ids:
@@ -131,21 +134,25 @@ class ClientGroup:
             await self._catch_up()
 
     async def change_queries(self, client: Client, message: ChangeDesiredQueries) -> None:
-        async with self._lock:
-            if self._clients_connection(client) is not client or not client.greeted:
+        async with self._task():
+            if not self._is_member(client):
                 return
+            self._check_ops(message.desired_queries_patch)
             change = ConfigChange()
-            self._apply_ops(client, message.desired_queries_patch, change)
+            now = self.ttl_now_ms()
+            ops = message.desired_queries_patch
+            self._record.apply_query_ops(client.client_id, ops, now, change)
             await self._commit(change)
             await self._reconcile(client)
             await self._catch_up()
 
     async def delete_clients(self, client: Client, message: DeleteClients) -> None:
-        async with self._lock:
-            if self._clients_connection(client) is not client:
+        async with self._task():
+            if not self._is_member(client):
                 return
+            self._check_deleted(client, message)
             change = ConfigChange()
-            deleted = self._delete(client, message, change)
+            deleted = self._delete(message, change)
             await self._commit(change)
             if deleted:
                 self._acknowledge(deleted, client)
@@ -153,38 +160,61 @@ class ClientGroup:
             await self._catch_up()
 
     async def refresh_queries(self, client: Client | None = None) -> None:
-        """Transform all queries again (credentials or permissions changed)."""
-        async with self._lock:
-            if not self._loaded or self.closed or not self.clients:
+        """Transform all queries again (credentials or permissions changed), in the name of
+        ``client`` or else of the newest connection."""
+        async with self._task():
+            if not self._loaded or not self._audience.admitted():
+                return
+            if client is not None and not self._is_member(client):
                 return
             await self._reconcile(client, fresh=True)
             await self._catch_up()
 
     async def rebuild(self) -> None:
-        """The engine lost everything it knew of this group (schema change, new replica)."""
-        async with self._lock:
-            if not self._loaded or self.closed:
+        """Start over after :meth:`invalidate`. Without clients the next one to come does it."""
+        async with self._task():
+            if not self._loaded or not self._cold or not self._audience.admitted():
                 return
-            self._running.clear()
-            self._internal_running = False
-            self._cold = True
-            self._pending.clear()
-            await self._services.engine.drop(self)
             try:
                 if self._record.client_schema is not None:
                     await self._check_schema(self._record.client_schema)
                 await self._reconcile(None)
                 await self._catch_up()
             except ClientFacingError as error:
-                self._fail_all(error)
+                self._audience.fail(error)
 
-    async def expire(self) -> None:
-        """Drop the queries whose time to live has run out."""
-        async with self._lock:
-            if self.closed or not self.clients:
+    async def settle(self) -> None:
+        """Bring what runs in line with what is known here: drop the queries whose time to live
+        has run out, apply changed permissions. Does not ask the application."""
+        async with self._task():
+            if not self._audience.admitted():
                 return
             await self._reconcile(None, ask=False)
             await self._catch_up()
+
+    async def revalidate(self, client: Client) -> None:
+        """Ask the application again whether the client's credentials are good."""
+        context = client.context
+        try:
+            await self._services.queries.validate(context)
+        except ClientFacingError:
+            if client.context is not context:
+                return  # the credentials have been replaced, and validated, in the meantime
+            raise
+        client.validated_s = asyncio.get_running_loop().time()
+
+    async def touch(self) -> None:
+        """Write down how far the TTL clock is. A failure costs queries nothing but a longer
+        life, so it is only logged."""
+        now_ms = self.ttl_now_ms()
+        if not self._record.exists or now_ms == self._clock_saved_ms:
+            return
+        try:
+            await self._services.store.touch(self.group_id, now_ms)
+        except StoreUnavailable as error:
+            log.warning("touch_failed", clientGroupID=self.group_id, reason=str(error))
+        else:
+            self._clock_saved_ms = now_ms
 
     async def stop(self) -> None:
         """Release everything; the group object is spent. Waits for the task that runs."""
@@ -195,26 +225,63 @@ class ClientGroup:
             if self._expiry is not None:
                 self._expiry.cancel()
             await self._services.engine.drop(self)
-            if self._record.exists:
-                await self._services.store.touch(self.group_id, self.ttl_now_ms())
+            await self.touch()
+
+    @asynccontextmanager
+    async def _task(self) -> AsyncIterator[None]:
+        """One task at a time. One that fails for a reason that is not the client's may have left
+        this object ahead of the store or the engine, so the object ends with it."""
+        async with self._lock:
+            if self.closed or self.stale:
+                raise ClientFacingError(
+                    "Rehome", "This client group moved on; connect again.", maxBackoffMs=1000
+                )
+            try:
+                yield
+            except _Superseded:
+                log.info("task_superseded", clientGroupID=self.group_id)
+            except ClientFacingError:
+                raise
+            except Exception as error:
+                raise self.abandon(error) from error
+
+    def abandon(self, error: Exception) -> ClientFacingError:
+        """Give this object up; clients come back to a new one. Returns what they were told."""
+        log.error("client_group_failed", clientGroupID=self.group_id, exc_info=error)
+        self.stale = True
+        told = ClientFacingError(
+            "ServerOverloaded",
+            "The server could not process the request; try again.",
+            minBackoffMs=1000,
+            maxBackoffMs=10000,
+        )
+        self._audience.fail(told)
+        return told
 
     # -- connections ---------------------------------------------------------------------------
 
+    def admitted(self) -> list[Client]:
+        """The connections that passed all checks, the newest last."""
+        return self._audience.admitted()
+
+    @property
+    def clients(self) -> Mapping[str, Client]:
+        return self._audience.clients
+
     def join(self, client: Client) -> Client | None:
         """Register a connection; returns the one it replaces."""
-        replaced = self.clients.get(client.client_id)
-        self.clients[client.client_id] = client
         if self._clock_started is None:
             self._clock_started = asyncio.get_running_loop().time()
-        return replaced
+        return self._audience.join(client)
 
     def leave(self, client: Client) -> None:
-        if self._clients_connection(client) is not client:
+        if not self._audience.has(client):
             return
-        del self.clients[client.client_id]
+        self._audience.leave(client)
         if not self.clients:
             self._record.ttl_clock_ms = self.ttl_now_ms()
             self._clock_started = None
+            self.schedule(self.touch())
             self._services.on_empty(self)
 
     def ttl_now_ms(self) -> float:
@@ -239,11 +306,21 @@ class ClientGroup:
     def on_advance(self, version: Watermark, update: GroupUpdate, shared: PokeBody | None) -> None:
         """The replica moved and this group sees some of it. ``shared`` is the ready-made body if
         the update consists of rows only."""
-        if self.closed:
+        if self.closed or self._deaf:
             return
         self._pending.append((version, update, shared))
         if not self._holds:
             self._drain(None)
+
+    def invalidate(self) -> None:
+        """What the engine knew of this group is lost (schema change, new replica), or cannot be
+        used. Takes effect at once; a :meth:`rebuild` must follow."""
+        self._epoch += 1
+        self._deaf = True
+        self._cold = True
+        self._running.clear()
+        self._internal_running = False
+        self._pending.clear()
 
     def _drain(self, until: Watermark | None) -> None:
         """Apply queued advances, at most up to ``until``."""
@@ -255,63 +332,72 @@ class ClientGroup:
         self, version: Watermark, update: GroupUpdate, shared: PokeBody | None
     ) -> None:
         if update.failed:
+            # The rest of the update is of no use either: a poke must be complete.
             self._fail_queries(update.failed)
+            self.invalidate()
+            self.schedule(self.rebuild())
             return
-        if version <= self._version.state:
-            raise AssertionError(
-                f"advance to {version} after version {self._version.cookie()} of {self.group_id}"
-            )
         if shared is None:
             shared = PokeBody(ViewVersion(version))
-            self._services.queries.add_internal(self.group_id, update, shared)
+            try:
+                self._services.queries.add_internal(self.group_id, update, shared)
+            except UnsafeIntegerError as error:
+                self._audience.fail(ClientFacingError("Internal", str(error)))
+                self.stale = True
+                return
             if update.dels:
                 shared.rows.append(update.dels)
             shared.rows.extend(update.puts)
             if not shared.size():
                 return
-        self._emit(shared)
+        self._audience.emit(shared)
 
-    def _emit(self, body: PokeBody) -> None:
-        """Make ``body`` the group's newest state and send it to the clients that are current."""
-        previous = self._version
-        if body.version <= previous:
-            raise AssertionError(f"version {body.version} does not follow {previous}")
-        self._version = body.version
-        self._history.add(body)
-        for client in list(self.clients.values()):
-            if (client.base or NEVER) == previous:
-                self._send(client, body)
-
-    def _send(self, client: Client, body: PokeBody) -> None:
-        binary = client.version >= 52
-        client.send(frame_poke(client.base, body, binary), binary_parts=binary)
-        client.base = body.version
-        client.greeted = True
+    async def _of_engine(self, answer: Awaitable[T]) -> T:
+        """``answer``, unless the engine lost what it is based on while it was awaited."""
+        epoch = self._epoch
+        result = await answer
+        if epoch != self._epoch:
+            raise _Superseded
+        return result
 
     # -- steps of tasks ------------------------------------------------------------------------
 
-    def _clients_connection(self, client: Client) -> Client | None:
-        return self.clients.get(client.client_id)
+    def _is_member(self, client: Client) -> bool:
+        """Whether this is the connection of its client and passed all checks."""
+        return client.admitted and self._audience.has(client)
+
+    def _admit(self, client: Client, declared: ClientSchema) -> None:
+        self.pin_user(client.user_id)
+        self._record.client_schema = declared
+        self._tables = client_tables(declared)
+        client.admitted = True
+        client.validated_s = asyncio.get_running_loop().time()
 
     async def _load(self) -> None:
         if self._loaded:
             return
         self._record = record = await self._services.store.load(self.group_id)
-        self._stored = self._version = record.version
-        self._history.restart(record.version)
-        if record.client_schema is not None:
-            self._tables = client_tables(record.client_schema)
-        if not await self._services.queries.wait_for_version(record.version.state, REPLICA_WAIT_S):
+        self._stored = record.version
+        self._clock_saved_ms = record.ttl_clock_ms
+        self._audience.restart(record.version)
+        _, replica_version, _ = await self._services.engine.state()
+        newer = record.replica_version is not None and record.replica_version > replica_version
+        if newer or not await self._services.queries.wait_for_version(
+            record.version.state, REPLICA_WAIT_S
+        ):
             raise ClientFacingError(
                 "ClientNotFound",
                 f"The client group is at {record.version.cookie()}, a state this server's replica "
                 "does not have.",
             )
+        if record.client_schema is not None:
+            self._tables = client_tables(record.client_schema)
+        self._new = not record.exists
         self._loaded = True
 
     async def _check_cookie(self, client: Client) -> None:
-        """§4.2.2, with one difference: data advances are not recorded, so a cookie may be newer
-        than the record as long as the replica has reached its state."""
+        """§4.2.2, with one difference: data advances are not recorded, so as long as this object
+        has not hydrated, a cookie of such an advance may be newer than the record."""
         base = client.base
         if base is None:
             return
@@ -319,20 +405,20 @@ class ClientGroup:
             raise ClientFacingError(
                 "ClientNotFound", "The server does not know this client group; start a new one."
             )
-        if base.state == self._version.state and base.config > self._version.config:
+        version = self._audience.version
+        if base <= version:
+            return
+        if base.config or not self._cold:
             raise ClientFacingError(
                 "InvalidConnectionRequestBaseCookie",
-                f"Cookie {base.cookie()} is ahead of the server's {self._version.cookie()}.",
+                f"Cookie {base.cookie()} is ahead of the server's {version.cookie()}.",
             )
         if not await self._services.queries.wait_for_version(base.state, REPLICA_WAIT_S):
             raise ClientFacingError(
                 "ClientNotFound",
                 f"Cookie {base.cookie()} is of a state this server's replica never had.",
             )
-        if base > self._version and self._cold:
-            # A version this group had before its object was made, by data alone.
-            self._version = base
-            self._history.restart(base)
+        self._audience.restart(base)
 
     def _declared_schema(self, message: InitConnection) -> ClientSchema:
         """The group's client schema: the stored one, which a re-sent one must equal (§6)."""
@@ -353,8 +439,24 @@ class ClientGroup:
         return schema
 
     async def _check_schema(self, schema: ClientSchema) -> None:
-        _, _, replica = await self._services.engine.state()
+        _, replica_version, replica = await self._services.engine.state()
         check_client_schema(schema, replica, self._services.internal_schemas)
+        self._record.replica_version = replica_version
+
+    def _check_message(self, client: Client, message: InitConnection) -> None:
+        self._check_ops(message.desired_queries_patch)
+        if message.deleted is not None:
+            self._check_deleted(client, message.deleted)
+
+    def _check_ops(self, ops: Iterable[QueryOp]) -> None:
+        try:
+            self._record.check_query_ops(ops)
+        except ValueError as error:
+            raise ClientFacingError("InvalidMessage", str(error)) from error
+
+    def _check_deleted(self, client: Client, message: DeleteClients) -> None:
+        if client.client_id in message.client_ids:
+            raise ClientFacingError("InvalidMessage", "A client cannot delete itself.")
 
     def _configure(self, client: Client, message: InitConnection, change: ConfigChange) -> None:
         record = self._record
@@ -362,20 +464,11 @@ class ClientGroup:
             record.profile_id = client.profile_id
             change.meta = True
         record.add_client(client.client_id, change)
-        self._apply_ops(client, message.desired_queries_patch, change)
+        ops = message.desired_queries_patch
+        record.apply_query_ops(client.client_id, ops, self.ttl_now_ms(), change)
 
-    def _apply_ops(self, client: Client, ops: Iterable[Any], change: ConfigChange) -> None:
-        try:
-            self._record.apply_query_ops(client.client_id, ops, self.ttl_now_ms(), change)
-        except ValueError as error:
-            raise ClientFacingError("InvalidMessage", str(error)) from error
-
-    def _delete(
-        self, client: Client, message: DeleteClients | None, change: ConfigChange
-    ) -> list[str]:
+    def _delete(self, message: DeleteClients | None, change: ConfigChange) -> list[str]:
         deleted = list(message.client_ids) if message is not None else []
-        if client.client_id in deleted:
-            raise ClientFacingError("InvalidMessage", "A client cannot delete itself.")
         for client_id in deleted:
             self._record.delete_client(client_id, self.ttl_now_ms(), change)
         return deleted
@@ -393,9 +486,7 @@ class ClientGroup:
         return gone
 
     def _acknowledge(self, deleted: list[str], sender: Client) -> None:
-        frame = downstream.delete_clients(deleted)
-        for client in list(self.clients.values()):
-            client.send([frame])
+        self._audience.tell(downstream.delete_clients(deleted))
         self._services.on_deleted_clients(self, deleted, sender.context)
 
     async def _commit(self, change: ConfigChange) -> None:
@@ -404,14 +495,15 @@ class ClientGroup:
             return
         with _Hold(self):
             body = None
+            present = self._audience.version
             if change.bump or not self._record.exists:
-                version = ViewVersion(self._version.state, self._version.config + 1)
+                version = ViewVersion(present.state, present.config + 1)
                 body = PokeBody(version)
                 for client_id, ops in change.desired.items():
                     body.desired[client_id] = [_query_op(op, query) for op, query in ops]
-            await self._save(change, self._version if body is None else body.version)
+            await self._save(change, present if body is None else body.version)
             if body is not None:
-                self._emit(body)
+                self._audience.emit(body)
 
     async def _save(self, change: ConfigChange, version: ViewVersion) -> None:
         record = self._record
@@ -423,9 +515,11 @@ class ClientGroup:
             await self._services.store.save(record, change, self._stored)
         except ConcurrentModification as error:
             self.stale = True
-            self._fail_all(ClientFacingError("Rehome", str(error), maxBackoffMs=1000))
-            raise ClientFacingError("Rehome", str(error), maxBackoffMs=1000) from error
+            rehome = ClientFacingError("Rehome", str(error), maxBackoffMs=1000)
+            self._audience.fail(rehome)
+            raise rehome from error
         self._stored = version
+        self._clock_saved_ms = record.ttl_clock_ms
 
     async def _reconcile(
         self, client: Client | None, *, fresh: bool = False, ask: bool = True
@@ -433,19 +527,28 @@ class ClientGroup:
         """Bring the running queries in line with the desired ones and poke the difference.
         ``fresh`` asks the application again for every named query, ``ask=False`` for none."""
         assert self._tables is not None
-        live = self._record.live_queries(self.ttl_now_ms())
-        known = {h: q for h, q in self._record.queries.items() if h in live}
-        wanted = await self._services.queries.resolve(
-            known, self._context(client), self._running, fresh=fresh, ask=ask
-        )
-        self._report_rejected(wanted)
+        if self._deaf:
+            await self._of_engine(self._services.engine.drop(self))
+            self._deaf = False
+        try:
+            live = self._record.live_queries(self.ttl_now_ms())
+            known = {h: q for h, q in self._record.queries.items() if h in live}
+            context = self._context(client)
+            resolution = self._services.queries.resolve(
+                known, context, self._running, fresh=fresh, ask=ask or self._cold
+            )
+            wanted = await self._of_engine(resolution)
+            self._report_rejected(wanted)
+            await self._apply(wanted, [h for h in self._record.queries if h not in live])
+        finally:
+            self._schedule_expiry()
+
+    async def _apply(self, wanted: Wanted, expired: list[QueryHash]) -> None:
         add = {h: q for h, (key, q) in wanted.queries.items() if self._running.get(h) != key}
         remove = [h for h in self._running if h not in wanted.queries]
-        expired = [h for h in self._record.queries if h not in live]
-        if add or remove or expired or not self._internal_running:
+        if add or remove or expired or self._cold:
             with _Hold(self):
                 await self._switch(wanted, add, remove, expired)
-        self._schedule_expiry()
 
     async def _switch(
         self,
@@ -457,7 +560,9 @@ class ClientGroup:
         assert self._tables is not None
         queries = self._services.queries
         internal = {} if self._internal_running else queries.internal(self.group_id)
-        result = await self._services.engine.reconcile(self, self._tables, add, remove, internal)
+        result = await self._of_engine(
+            self._services.engine.reconcile(self, self._tables, add, remove, internal)
+        )
         self._internal_running = True
         self._drain(result.version)
         for query in remove:
@@ -467,8 +572,10 @@ class ClientGroup:
         for query in result.added:
             self._running[query] = wanted.queries[query][0]
         change = ConfigChange()
-        body = self._result_body(result, change, [*remove, *result.failed], expired)
-        await self._save_result(result, change, body)
+        # Also those that did not run yet, when this object is new and the record is not.
+        stopped = [h for h, q in self._record.queries.items() if q.got and h not in self._running]
+        body = self._result_body(result, change, stopped, expired)
+        await self._save_result(change, body)
         if result.failed:
             self._fail_queries(result.failed)
 
@@ -479,9 +586,7 @@ class ClientGroup:
         stopped: Iterable[QueryHash],
         expired: Iterable[QueryHash],
     ) -> PokeBody:
-        state, config = self._version.state, self._version.config
-        newer = result.version > state
-        body = PokeBody(ViewVersion(result.version) if newer else ViewVersion(state, config + 1))
+        body = PokeBody(self._next_version(result.version))
         for query in result.added:
             record = self._record.queries[query]
             if not record.got:
@@ -489,60 +594,58 @@ class ClientGroup:
                 change.queries.add(query)
                 body.got.append(downstream.put_query(query))
         for query in stopped:
-            stopped_record = self._record.queries.get(query)
-            if stopped_record is not None and stopped_record.got:
-                stopped_record.got = False
-                change.queries.add(query)
-                body.got.append(downstream.del_query(query))
+            self._record.queries[query].got = False
+            change.queries.add(query)
+            body.got.append(downstream.del_query(query))
         for query in expired:
-            record_ = self._record.queries.get(query)
-            if record_ is not None and record_.got:
-                body.got.append(downstream.del_query(query))
             self._record.drop_query(query, change)
+        if change:
+            self._record.prune(self.ttl_now_ms(), change)
         body.rows.extend(run for run in (result.dels, result.puts) if run)
         self._services.queries.add_internal_rows(self.group_id, result.internal, body)
         return body
 
-    async def _save_result(self, result: Reconciled, change: ConfigChange, body: PokeBody) -> None:
+    def _next_version(self, state: Watermark) -> ViewVersion:
+        """The version of a poke at the replica's ``state``. An object that did not see how the
+        group got to its present version must not reuse a data version: before it was made, that
+        cookie may have been issued for other contents."""
+        present = self._audience.version
+        if state > present.state:
+            return ViewVersion(state, 1 if self._has_gap else 0)
+        return ViewVersion(present.state, present.config + 1)
+
+    @property
+    def _has_gap(self) -> bool:
+        """Clients may hold rows of which it is not known whether they are still in."""
+        return self._cold and not self._new
+
+    async def _save_result(self, change: ConfigChange, body: PokeBody) -> None:
         """Durable first, then the poke. A group that was cold has no deletions to offer: whoever
-        holds rows of an older state is brought up to date by a full view instead."""
-        gap = self._cold and self._version.state not in (NO_STATE, result.version)
-        self._cold = False
+        holds rows is brought up to date by a full view instead."""
+        gap = self._has_gap
+        self._cold = self._new = False
         if not body.size() and not gap:
             if change:
-                await self._save(change, self._version)
+                await self._save(change, self._audience.version)
             return
         await self._save(change, body.version)
         if gap:
-            self._version = body.version
-            self._history.restart(body.version)
+            self._audience.restart(body.version)
         else:
-            self._emit(body)
+            self._audience.emit(body)
 
     async def _catch_up(self) -> None:
-        """Bring every connected client to the group's version (§5.5); the first poke of a
-        connection is sent even if it is empty (§3.6)."""
-        behind: list[Client] = []
-        for client in list(self.clients.values()):
-            base = client.base or NEVER
-            if base == self._version:
-                if not client.greeted:
-                    self._send(client, PokeBody(self._version))
-                continue
-            bodies = self._history.since(base)
-            if bodies is not None:
-                self._send(client, merge(self._version, bodies))
-            else:
-                behind.append(client)
+        """Bring every connected client to the group's version (§5.5)."""
+        behind = self._audience.catch_up()
         if behind:
             with _Hold(self):
                 await self._send_full(behind)
 
     async def _send_full(self, clients: list[Client]) -> None:
         assert self._tables is not None
-        view = await self._services.engine.full_view(self, self._tables)
+        view = await self._of_engine(self._services.engine.full_view(self, self._tables))
         self._drain(view.version)
-        body = PokeBody(self._version)
+        body = PokeBody(self._audience.version)
         for client_id, queries in self._record.active_desires().items():
             body.desired[client_id] = [downstream.put_query(q) for q in queries]
         body.got = [downstream.put_query(h) for h, q in self._record.queries.items() if q.got]
@@ -552,9 +655,8 @@ class ClientGroup:
             body.version, body.lmids, body.desired, body.got, body.rows, body.mutations, clear=True
         )
         for client in clients:
-            if self._clients_connection(client) is client:
-                empty = (client.base or NEVER).state == NO_STATE
-                self._send(client, body if empty else wiping)
+            if self._is_member(client):
+                self._audience.send(client, body if client.base is None else wiping)
 
     # -- errors and timers ---------------------------------------------------------------------
 
@@ -562,11 +664,11 @@ class ClientGroup:
         """Whose credentials drive shared work: the requester's, else the newest connection's."""
         if client is not None:
             return client.context
-        newest = next(reversed(self.clients.values()), None)
+        newest = self._audience.newest()
         return None if newest is None else newest.context
 
     def _report_rejected(self, wanted: Wanted) -> None:
-        for client in list(self.clients.values()):
+        for client in self._audience.admitted():
             errors = [
                 error
                 for query, error in wanted.rejected.items()
@@ -581,11 +683,17 @@ class ClientGroup:
         for query, error in failed.items():
             record = self._record.queries.get(query)
             if record is None:  # an internal query: nobody can be served
-                self._fail_all(ClientFacingError("Internal", str(error)))
+                self._audience.fail(ClientFacingError("Internal", str(error)))
                 self.stale = True
                 continue
+            desiring = [
+                client
+                for client in self._audience.admitted()
+                if (client.client_id, query) in self._record.desires
+            ]
             if isinstance(error, UnsafeIntegerError):
-                self._fail_desiring(query, ClientFacingError("Internal", str(error)))
+                for client in desiring:
+                    client.fail(ClientFacingError("Internal", str(error)))
                 continue
             report = {
                 "error": "parse",
@@ -593,45 +701,34 @@ class ClientGroup:
                 "name": record.name or "(ad-hoc query)",
                 "message": str(error),
             }
-            for client in list(self.clients.values()):
-                if (client.client_id, query) in self._record.desires:
-                    client.send([downstream.transform_error([report], client.version)])
+            for client in desiring:
+                client.send([downstream.transform_error([report], client.version)])
 
-    def _fail_desiring(self, query: QueryHash, error: ClientFacingError) -> None:
-        """The group can no longer follow this query, so its next task starts from nothing."""
-        self._cold = True
-        for client in list(self.clients.values()):
-            if (client.client_id, query) in self._record.desires:
-                client.fail(error)
-        self.schedule(self.rebuild())
-
-    def _fail_all(self, error: ClientFacingError) -> None:
-        for client in list(self.clients.values()):
-            client.fail(error)
-
-    def schedule(self, task: Any) -> None:
+    def schedule(self, task: Coroutine[Any, Any, None]) -> None:
         """Run a task of this group in the background; its failure ends the group's clients."""
         running = asyncio.get_running_loop().create_task(self._guard(task))
         self._tasks.add(running)
         running.add_done_callback(self._tasks.discard)
 
-    async def _guard(self, task: Any) -> None:
+    async def _guard(self, task: Coroutine[Any, Any, None]) -> None:
         try:
             await task
         except ClientFacingError as error:
             log.warning("group_task_failed", clientGroupID=self.group_id, kind=error.kind)
-            self._fail_all(error)
+            self._audience.fail(error)
+        except Exception as error:
+            self.abandon(error)
 
     def _schedule_expiry(self) -> None:
         if self._expiry is not None:
             self._expiry.cancel()
             self._expiry = None
         end = self._record.next_expiry_ms()
-        if end is None or not self.clients:
+        if end is None or not self.clients or self.closed:
             return
         delay_ms = max(EXPIRY_SLACK_MS, end - self.ttl_now_ms() + EXPIRY_SLACK_MS)
         self._expiry = asyncio.get_running_loop().call_later(
-            delay_ms / 1000, lambda: self.schedule(self.expire())
+            delay_ms / 1000, lambda: self.schedule(self.settle())
         )
 
 
@@ -647,7 +744,7 @@ class _Hold:
     def __exit__(self, *_: object) -> None:
         group = self._group
         group._holds -= 1
-        if not group._holds and not group.closed:
+        if not group._holds and not group.closed and not group.stale:
             group._drain(None)
 
 

@@ -22,7 +22,7 @@ from view_syncer.auth import Auth
 from view_syncer.client_group import ClientGroup
 from view_syncer.context import ConnectionContext
 from view_syncer.websocket import WebSocket
-from zerocache.errors import ClientFacingError, HandshakeRefused, ZerocacheError
+from zerocache.errors import ClientFacingError, HandshakeRefused
 from zerocache.protocol import downstream
 from zerocache.protocol.handshake import (
     ConnectParams,
@@ -51,6 +51,8 @@ log = structlog.get_logger(__name__)
 HANDSHAKE_TIMEOUT_S = 10.0
 PONG_CHECK_S = 3.0
 PONG_AFTER_SILENCE_S = 6.0
+SEND_TIMEOUT_S = 10.0
+"""How long a peer may take nothing of what waits for it (§4.7)."""
 
 
 class Host(Protocol):
@@ -96,6 +98,8 @@ class Connection:
         self.version = params.version
         self.base: ViewVersion | None = None
         self.greeted = False
+        self.admitted = False
+        self.validated_s = 0.0
         self.group: ClientGroup = host.group(params.client_group_id)
         self._initialized = False
         self._failed = False
@@ -103,6 +107,9 @@ class Connection:
     # -- Client ---------------------------------------------------------------------------------
 
     def send(self, frames: Iterable[bytes], *, binary_parts: bool = False) -> None:
+        if self._socket.clogged:
+            self._cut_off("too much waits for it")
+            return
         for frame in frames:
             # Chunks are the only binary frames; they begin with their zero tag.
             if binary_parts and frame[:1] == b"\x00":
@@ -124,11 +131,23 @@ class Connection:
         self._socket.send_text(downstream.error(error, self.version))
         if error.close_code is not None:
             self._failed = True
+            self.admitted = False
             reason = close_reason(str(error)) if error.close_code != 1000 else ""
             self._socket.close(error.close_code, reason)
 
     def close(self) -> None:
         self._socket.close(1000)
+
+    def _cut_off(self, reason: str) -> None:
+        """End a connection whose peer does not read: an error would wait in line as well."""
+        log.warning(
+            "slow_client_cut_off",
+            clientGroupID=self.params.client_group_id,
+            clientID=self.client_id,
+            reason=reason,
+            bufferedBytes=self._socket.buffered,
+        )
+        self._socket.abort()
 
     # -- life -----------------------------------------------------------------------------------
 
@@ -138,14 +157,14 @@ class Connection:
         if isinstance(replaced, Connection):
             replaced.close()
         self._host.joined(self)
-        pongs = asyncio.create_task(self._pong_when_silent())
+        liveness = asyncio.create_task(self._watch_liveness())
         try:
             self._socket.send_text(downstream.connected(self.params.wsid))
             await self._process(subprotocol.init_connection)
             while (frame := await self._socket.receive()) is not None:
                 await self._process(lambda data=frame: decode_upstream(data))  # type: ignore[misc]
         finally:
-            pongs.cancel()
+            liveness.cancel()
             self.group.leave(self)
             self._host.left(self)
 
@@ -158,7 +177,8 @@ class Connection:
                 await self._handle(message)
         except ClientFacingError as error:
             self.fail(error)
-        except (ZerocacheError, OSError) as error:
+        except Exception as error:
+            # Whatever it is, the client must hear of it, and not come back at once.
             log.error("connection_failed", clientID=self.client_id, exc_info=error)
             self.fail(
                 ClientFacingError(
@@ -207,12 +227,19 @@ class Connection:
         self.context = self.context.with_init(message)
         await self.group.connect(self, message)
 
-    async def _pong_when_silent(self) -> None:
+    async def _watch_liveness(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(PONG_CHECK_S)
-            if loop.time() - self._socket.last_sent_s > PONG_AFTER_SILENCE_S:
-                self._socket.send_text(downstream.PONG)
+            self.keep_alive(loop.time())
+
+    def keep_alive(self, now_s: float) -> None:
+        """To be called regularly: answers a ping that may be stuck behind slow work (§4.7), and
+        ends a connection that takes nothing anymore."""
+        if self._socket.stalled_for_s() > SEND_TIMEOUT_S:
+            self._cut_off("it takes nothing")
+        elif now_s - self._socket.last_sent_s > PONG_AFTER_SILENCE_S:
+            self._socket.send_text(downstream.PONG)
 
 
 async def serve(socket: WebSocket, host: Host, peer: Peer) -> None:

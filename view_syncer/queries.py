@@ -21,6 +21,7 @@ from view_syncer.ivm.encode import ClientTables, PatchSql
 from view_syncer.ivm.engine import Engine
 from view_syncer.poke import PokeBody
 from view_syncer.transform import NamedQuery, QueryTransformer, TransformedQuery
+from zerocache.errors import UnsafeIntegerError
 from zerocache.protocol.versions import Watermark
 from zerocache.replica.sql import quote
 from zerocache.zql.ast import ColumnRef, LiteralRef, Query, Simple, parse_query, to_json
@@ -28,6 +29,7 @@ from zerocache.zql.permissions import apply_read_permissions
 
 LMIDS = "lmids"
 MUTATION_RESULTS = "mutationResults"
+MAX_SAFE_INTEGER = 2**53 - 1
 
 
 @dataclass(slots=True)
@@ -192,6 +194,11 @@ _MUTATION_DEL = f"json_object('op', 'del', 'id', {_MUTATION_ID})"
 def _add_lmids(rows: Any, body: PokeBody) -> None:
     for row in rows:
         client, lmid = msgspec.json.decode(row)
+        if not 0 <= lmid <= MAX_SAFE_INTEGER:
+            raise UnsafeIntegerError(
+                f"column 'lastMutationID' of client {client!r} holds {lmid}, which has no exact "
+                "JSON number; correct the row in the upstream database"
+            )
         body.lmids[client] = lmid
 
 

@@ -7,27 +7,30 @@ that fans one frame out to thousands wants to write without a task switch per so
 fragmentation, flow control and the closing handshake; knows nothing of what the frames say.
 
 Invariants: frames are delivered in order and none after :attr:`closed`; what is written after the
-close began is dropped; a peer that does not read is cut off at :attr:`write_limit` bytes.
+close began is dropped; the close frame reaches the peer even if it is still sending. Whoever
+writes much must look at :attr:`clogged` and :meth:`stalled_for_s` first.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 from collections import deque
 from typing import cast
 
-# The subprotocol header carries the first message: its line exceeds the library's 8 KiB default.
-os.environ.setdefault("WEBSOCKETS_MAX_LINE_LENGTH", "65536")
-
-from websockets.exceptions import InvalidHandshake
+import websockets.http11
 from websockets.extensions.permessage_deflate import enable_server_permessage_deflate
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Request
 from websockets.protocol import State
 from websockets.server import ServerProtocol
 
+# The subprotocol header carries the first message: its line exceeds the library's 8 KiB default.
+# Set here and not by the library's environment variable, which is read when the library is first
+# imported, by whomever.
+websockets.http11.MAX_LINE_LENGTH = 65_536
+
 READ_HIGH_WATER = 64
+READ_HIGH_WATER_BYTES = 4 * 1024 * 1024
 """Messages waiting to be processed before reading from the socket pauses."""
 CLOSE_TIMEOUT_S = 5.0
 
@@ -40,7 +43,7 @@ class WebSocket(asyncio.Protocol):
     * :attr:`request` completes with the opening request, or fails if there is none;
     * then call :meth:`accept` once; messages are read with :meth:`receive`, which returns None
       when the connection is over;
-    * :meth:`send_text` and :meth:`send_binary` never block; watch :attr:`buffered`.
+    * :meth:`send_text` and :meth:`send_binary` never block; see :attr:`clogged`.
     """
 
     def __init__(self, *, max_size: int, write_limit: int, compression: bool = False) -> None:
@@ -53,16 +56,19 @@ class WebSocket(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._inbox: deque[Message] = deque()
+        self._inbox_bytes = 0
         self._arrived = asyncio.Event()
         self._fragments: list[bytes] = []
-        self._fragments_are_text = False
         self._reading_paused = False
-        self.write_limit = write_limit
+        self._write_limit = write_limit
+        self._written = 0
+        # What the kernel had taken when it was last seen to take anything, and when that was.
+        self._taken = 0
+        self._taken_at_s = self._loop.time()
+        self._closing: asyncio.TimerHandle | None = None
         self.request: asyncio.Future[Request] = self._loop.create_future()
         self.closed: asyncio.Future[None] = self._loop.create_future()
         self.last_sent_s = self._loop.time()
-        self.last_received_s = self.last_sent_s
-        self.overflowed = False
 
     # -- asyncio.Protocol ---------------------------------------------------------------------
 
@@ -71,7 +77,6 @@ class WebSocket(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
-        self.last_received_s = self._loop.time()
         self._protocol.receive_data(data)
         self._process()
 
@@ -84,6 +89,8 @@ class WebSocket(asyncio.Protocol):
         if not self.request.done():
             self.request.set_exception(ConnectionResetError("closed before the upgrade request"))
             self.request.exception()  # nobody may be waiting
+        if self._closing is not None:
+            self._closing.cancel()
         if not self.closed.done():
             self.closed.set_result(None)
         self._arrived.set()
@@ -104,6 +111,20 @@ class WebSocket(asyncio.Protocol):
         """Bytes written but not yet taken by the kernel."""
         return 0 if self._transport is None else self._transport.get_write_buffer_size()
 
+    @property
+    def clogged(self) -> bool:
+        """More than a peer that reads would have left waiting. A single poke may be of any size,
+        so this is asked before one is begun."""
+        return self.buffered > self._write_limit
+
+    def stalled_for_s(self) -> float:
+        """For how long the peer has taken nothing although something waits for it. As exact as
+        the intervals at which it is asked."""
+        now, waiting = self._loop.time(), self.buffered
+        if not waiting or self._written - waiting != self._taken:
+            self._taken, self._taken_at_s = self._written - waiting, now
+        return now - self._taken_at_s
+
     def accept(self, request: Request) -> bool:
         """Answer the opening handshake, echoing the first offered subprotocol; False if the
         request is not a valid upgrade (an HTTP error was sent instead)."""
@@ -123,10 +144,10 @@ class WebSocket(asyncio.Protocol):
             self._arrived.clear()
             await self._arrived.wait()
         message = self._inbox.popleft()
-        if self._reading_paused and len(self._inbox) < READ_HIGH_WATER // 4:
-            self._reading_paused = False
-            if self._transport is not None and not self._transport.is_closing():
-                self._transport.resume_reading()
+        self._inbox_bytes -= len(message)
+        few = len(self._inbox) < READ_HIGH_WATER // 4
+        if few and self._inbox_bytes < READ_HIGH_WATER_BYTES:
+            self._resume_reading()
         return message
 
     def send_text(self, data: bytes) -> None:
@@ -145,8 +166,7 @@ class WebSocket(asyncio.Protocol):
             return
         self._protocol.send_close(code, reason)
         self._flush()
-        self._arrived.set()
-        self._loop.call_later(CLOSE_TIMEOUT_S, self.abort)
+        self._await_end()
 
     def abort(self) -> None:
         if self._transport is not None:
@@ -162,16 +182,28 @@ class WebSocket(asyncio.Protocol):
             elif isinstance(event, Frame):
                 self._frame(event)
         self._flush()
-        failure = self._protocol.parser_exc
-        if isinstance(failure, InvalidHandshake) or (failure and not self.request.done()):
-            self._close_transport()
-        elif self._protocol.close_expected():
-            self._arrived.set()
-            self._close_transport()
+        if self._protocol.state is State.CONNECTING:
+            if self._protocol.close_expected() or self._protocol.parser_exc is not None:
+                self._close_transport()
+        elif not self.is_open:
+            self._await_end()
+
+    def _await_end(self) -> None:
+        """Let the peer end the connection. Closing the socket while it still sends would reset
+        the connection, and with it the close frame on its way to the peer."""
+        self._arrived.set()
+        self._resume_reading()
+        if self._closing is None and not self.closed.done():
+            self._closing = self._loop.call_later(CLOSE_TIMEOUT_S, self.abort)
+
+    def _resume_reading(self) -> None:
+        if self._reading_paused and self._transport is not None:
+            self._reading_paused = False
+            if not self._transport.is_closing():
+                self._transport.resume_reading()
 
     def _frame(self, frame: Frame) -> None:
         if frame.opcode in (Opcode.TEXT, Opcode.BINARY):
-            self._fragments_are_text = frame.opcode is Opcode.TEXT
             self._fragments = [bytes(frame.data)]
         elif frame.opcode is Opcode.CONT:
             self._fragments.append(bytes(frame.data))
@@ -183,8 +215,10 @@ class WebSocket(asyncio.Protocol):
         self._fragments = []
         # Text stays bytes: the JSON decoder checks the UTF-8 and reports it as a bad message.
         self._inbox.append(data)
+        self._inbox_bytes += len(data)
         self._arrived.set()
-        if len(self._inbox) >= READ_HIGH_WATER and not self._reading_paused:
+        many = len(self._inbox) >= READ_HIGH_WATER or self._inbox_bytes >= READ_HIGH_WATER_BYTES
+        if many and not self._reading_paused:
             assert self._transport is not None
             self._reading_paused = True
             self._transport.pause_reading()
@@ -197,12 +231,10 @@ class WebSocket(asyncio.Protocol):
         for data in self._protocol.data_to_send():
             if data:
                 transport.write(data)
+                self._written += len(data)
                 self.last_sent_s = self._loop.time()
             elif transport.can_write_eof():
                 transport.write_eof()
-        if transport.get_write_buffer_size() > self.write_limit:
-            self.overflowed = True
-            transport.abort()
 
     def _close_transport(self) -> None:
         if self._transport is not None:

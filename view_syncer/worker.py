@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from view_syncer.connection import Connection, Peer, serve
 from view_syncer.context import ConnectionContext
 from view_syncer.cvr.postgres import PostgresRecordStore
 from view_syncer.engine_host import EngineHost, GroupUpdate, WorkerAdvance
+from view_syncer.maintenance import Intervals, Maintenance
 from view_syncer.mutations import GroupPushes
 from view_syncer.poke import PokeBody
 from view_syncer.queries import QuerySource
@@ -54,8 +55,10 @@ class Worker:
         self._config = config
         self._on_fatal = on_fatal
         self._groups: dict[str, ClientGroup] = {}
-        self._pushes: dict[str, GroupPushes] = {}
-        self._lingering: dict[str, asyncio.TimerHandle] = {}
+        # By object, not by id: a stale group may still be on its way out when the next one of
+        # the same id serves clients.
+        self._pushes: dict[ClientGroup, GroupPushes] = {}
+        self._lingering: dict[ClientGroup, asyncio.TimerHandle] = {}
         self._connections: set[asyncio.Task[None]] = set()
         self._live: set[Connection] = set()
         self._background: set[asyncio.Task[None]] = set()
@@ -93,6 +96,7 @@ class Worker:
         )
         await self._sync_with_engine()
         self._spawn(self._follow_replica(version_socket))
+        self._spawn(self._maintenance().run())
 
     async def stop(self) -> None:
         """Close every connection, finish what was accepted, release everything."""
@@ -116,6 +120,14 @@ class Worker:
         await self._store.close()
         await self._authenticator.close()
         await self._session.close()
+
+    def _maintenance(self) -> Maintenance:
+        auth = self._config.auth
+        intervals = Intervals(
+            revalidate_s=auth.revalidate_interval_seconds,
+            retransform_s=auth.retransform_interval_seconds,
+        )
+        return Maintenance(self._all_groups, intervals)
 
     def adopt(self, sock: socket.socket, peer: str) -> None:
         """Serve a connection whose upgrade request is still unread."""
@@ -158,12 +170,12 @@ class Worker:
             group.check_user(user_id)
 
     def group(self, group_id: str) -> ClientGroup:
-        handle = self._lingering.pop(group_id, None)
-        if handle is not None:
-            handle.cancel()
         group = self._groups.get(group_id)
         if group is None or group.stale or group.closed:
             group = self._groups[group_id] = ClientGroup(group_id, self._services)
+        handle = self._lingering.pop(group, None)
+        if handle is not None:
+            handle.cancel()
         return group
 
     def joined(self, connection: Connection) -> None:
@@ -188,6 +200,7 @@ class Worker:
         context = connection.context.with_auth(auth)
         await self._queries.validate(context)
         connection.auth, connection.context = auth, context
+        connection.validated_s = asyncio.get_running_loop().time()
         return True
 
     async def inspect(self, connection: Connection, message: Inspect) -> bytes:
@@ -198,10 +211,9 @@ class Worker:
     # -- groups ---------------------------------------------------------------------------------
 
     def _pushes_of(self, group: ClientGroup) -> GroupPushes:
-        pushes = self._pushes.get(group.group_id)
-        if pushes is None or pushes.group is not group:
-            pushes = GroupPushes(group, self._api, self._mutate)
-            self._pushes[group.group_id] = pushes
+        pushes = self._pushes.get(group)
+        if pushes is None:
+            pushes = self._pushes[group] = GroupPushes(group, self._api, self._mutate)
         return pushes
 
     def _clean_up_deleted(
@@ -213,19 +225,18 @@ class Worker:
         if self._draining:
             return
         delay = 0.0 if group.stale else LINGER_S
-        self._lingering[group.group_id] = asyncio.get_running_loop().call_later(
+        self._lingering[group] = asyncio.get_running_loop().call_later(
             delay, lambda: self._spawn(self._dissolve(group))
         )
 
     async def _dissolve(self, group: ClientGroup) -> None:
-        self._lingering.pop(group.group_id, None)
+        self._lingering.pop(group, None)
         if group.clients:
             return
         if self._groups.get(group.group_id) is group:
             del self._groups[group.group_id]
-        pushes = self._pushes.get(group.group_id)
-        if pushes is not None and pushes.group is group:
-            del self._pushes[group.group_id]
+        pushes = self._pushes.pop(group, None)
+        if pushes is not None:
             await pushes.drain()
         await group.stop()
 
@@ -238,15 +249,23 @@ class Worker:
     def _on_advance(self, advance: WorkerAdvance) -> None:
         self._queries.set_version(advance.version)
         if advance.reset:
+            # Before any task gets an answer of the engine that no longer knows the groups.
+            for group in self._all_groups():
+                group.invalidate()
             self._spawn(self._rebuild())
             return
         shared: dict[tuple[int, ...], PokeBody] = {}
         version = ViewVersion(advance.version)
-        for group, update in advance.updates.items():
-            if group is self._queries:
+        for reader, update in advance.updates.items():
+            if reader is self._queries:
                 self._spawn(self._permissions_changed())
-            elif isinstance(group, ClientGroup):
-                group.on_advance(advance.version, update, _shared_body(version, update, shared))
+            elif isinstance(reader, ClientGroup):
+                body = _shared_body(version, update, shared)
+                try:
+                    reader.on_advance(advance.version, update, body)
+                except Exception as error:
+                    # Its clients start over; the other groups must not miss this advance.
+                    reader.abandon(error)
 
     async def _sync_with_engine(self) -> None:
         version, _, _ = await self._engine.state()
@@ -255,16 +274,16 @@ class Worker:
 
     async def _permissions_changed(self) -> None:
         await self._queries.reload_permissions(self._engine)
-        await self._for_all_groups(lambda group: group.refresh_queries())
+        for group in self._all_groups():
+            group.schedule(group.settle())
 
     async def _rebuild(self) -> None:
         await self._sync_with_engine()
-        await self._for_all_groups(lambda group: group.rebuild())
+        for group in self._all_groups():
+            group.schedule(group.rebuild())
 
-    async def _for_all_groups(self, task: Callable[[ClientGroup], Awaitable[None]]) -> None:
-        for group in list(self._groups.values()):
-            group.schedule(task(group))
-            await asyncio.sleep(0)
+    def _all_groups(self) -> list[ClientGroup]:
+        return [group for group in self._groups.values() if not group.stale]
 
     def _spawn(self, coroutine: Any) -> None:
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(coroutine)

@@ -122,6 +122,17 @@ class Config(BaseSettings):
         ge=0,
         prefix="ZEROCACHE_",
     )
+    auto_indexes: Boolean = option(
+        True,
+        "Give the replica indexes of its own where queries scan or sort a large table.",
+        prefix="ZEROCACHE_",
+    )
+    auto_index_max: Whole = option(
+        32,
+        "Most such indexes at a time; the ones not asked for longest make room.",
+        ge=0,
+        prefix="ZEROCACHE_",
+    )
     development: bool = option(False, "NODE_ENV or ZEROCACHE_ENV is development.", internal=True)
 
     @classmethod

@@ -146,6 +146,47 @@ CASES = (
         """,
     ),
     Case(
+        "issues.lively",
+        """
+        SELECT coalesce(jsonb_agg(shown(i) || jsonb_build_object('comments', (
+            SELECT coalesce(jsonb_agg(shown(c)), '[]') FROM comments c WHERE c.id = (
+                SELECT id FROM comments WHERE issue_id = i.id ORDER BY likes DESC, id LIMIT 1
+            )
+        ), 'labels', (
+            SELECT coalesce(jsonb_agg(shown(l) ORDER BY l.id), '[]')
+            FROM labels l JOIN issue_labels il ON il.label_id = l.id WHERE il.issue_id = i.id
+        )) ORDER BY i.title DESC, i.id), '[]') FROM (
+            SELECT * FROM issues WHERE rank >= 60 OR id IN (
+                SELECT issue_id FROM comments WHERE likes > 2
+            ) ORDER BY title DESC, id LIMIT 3
+        ) AS top JOIN issues i ON i.id = top.id
+        """,
+        relationships={"comments": "comment", "labels": "label"},
+        also={
+            "comment": "SELECT coalesce(jsonb_agg(shown(c)), '[]') FROM comments c WHERE likes > 2",
+            "issueLabel": "SELECT coalesce(jsonb_agg(shown(il)), '[]') FROM issue_labels il",
+        },
+    ),
+    Case(
+        "teams.withOpenIssues",
+        """
+        SELECT coalesce(jsonb_agg(shown(t) ORDER BY t.id), '[]') FROM teams t WHERE t.id IN (
+            SELECT team_id FROM people p JOIN issues i ON i.owner_id = p.id WHERE i.open
+        )
+        """,
+        table="team",
+        also={
+            "person": """
+            SELECT coalesce(jsonb_agg(shown(p)), '[]') FROM people p JOIN teams t
+            ON t.id = p.team_id WHERE p.id IN (SELECT owner_id FROM issues WHERE open)
+            """,
+            "issue": """
+            SELECT coalesce(jsonb_agg(shown(i)), '[]') FROM issues i JOIN people p
+            ON p.id = i.owner_id JOIN teams t ON t.id = p.team_id WHERE i.open
+            """,
+        },
+    ),
+    Case(
         "issues.top",
         """
         SELECT coalesce(jsonb_agg(shown(i) ORDER BY i.rank DESC NULLS LAST, i.id), '[]')

@@ -3,7 +3,7 @@
 Owns that folder (``ZEROCACHE_TEST_CACHE``, default ``~/.cache/zerocache-tests``), which lies
 outside the repository and is shared by all runs on a machine. A package that is there is never
 asked for again. A missing npm is an error, never a skip: without the official client these tests
-say nothing.
+say nothing. ``python -m tests.e2e.javascript`` installs all of it.
 """
 
 from __future__ import annotations
@@ -76,3 +76,15 @@ def _install(package: str, folder: Path, *, scripts: bool) -> None:
     )
     if done.returncode != 0:
         raise RuntimeError(f"npm could not install {package} into {folder}:\n{done.stderr[-3000:]}")
+
+
+def prepare() -> None:
+    """Install everything beforehand, so that no test's time limit pays for a slow registry."""
+    node_binary()
+    playwright_package()
+    for version in CLIENT_VERSIONS:
+        client_package(version)
+
+
+if __name__ == "__main__":
+    prepare()

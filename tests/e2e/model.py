@@ -137,9 +137,24 @@ def app_queries(schema: Schema) -> QueryRegistry:
                     )
                     .limit(args["limit"])
                 ),
+                "lively": lambda args, ctx: (
+                    issue.where(
+                        lambda q: q.or_(
+                            q.cmp("rank", ">=", 60),
+                            q.exists("comments", lambda c: c.where("likes", ">", 2)),
+                        )
+                    )
+                    .order_by("title", "desc")
+                    .limit(3)
+                    .related("comments", lambda q: q.order_by("likes", "desc").limit(1))
+                    .related("labels")
+                ),
                 "forbidden": forbidden,
             },
             "teams": {
+                "withOpenIssues": lambda args, ctx: zql.team.where_exists(
+                    "people", lambda q: q.where_exists("issues", lambda r: r.where("open", True))
+                ),
                 "tree": lambda args, ctx: zql.team.related("people", lambda q: q.related("issues")),
             },
         }

@@ -97,9 +97,7 @@ def test_missing_publication_leaves_nothing_behind(
 
 def test_publication_without_truncate(database: str, app_id: str, query: Query) -> None:
     query("CREATE TABLE t (a int PRIMARY KEY)")
-    query(
-        "CREATE PUBLICATION some FOR TABLE t WITH (publish = 'insert,update')".replace("some", "p")
-    )
+    query("CREATE PUBLICATION p FOR TABLE t WITH (publish = 'insert,update')")
     error = _refused(database, ShardNames(app_id, publications=("p",)))
     assert error.code == validation.INCOMPLETE_PUBLICATION
     assert not _schemas(query)

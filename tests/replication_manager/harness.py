@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from psycopg import sql
 
 from zerocache.config import Config
 from zerocache.control import CONTROL_FD_VARIABLE, RUNTIME_DIR_VARIABLE
+from zerocache.errors import ZerocacheError
 from zerocache.protocol.versions import lsn_from_text, lsn_from_watermark
 from zerocache.replica.layout import load_tables
 from zerocache.replica.published import PublishedTable
@@ -130,17 +132,16 @@ class Replicator:
         """Until the replica has every transaction that committed before ``lsn``."""
         self.wait_until(lambda: lsn_from_watermark(self.state_version()) >= lsn)
 
-    def wait_until(self, condition: Any) -> None:
+    def wait_until(self, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + TIMEOUT_S
         while True:
+            last: Exception | None = None
             try:
                 if condition():
                     return
-            except (apsw.Error, Exception) as error:
+            except (apsw.Error, ZerocacheError) as error:
                 # The file may be in the middle of being replaced.
-                last: Exception | None = error
-            else:
-                last = None
+                last = error
             if time.monotonic() > deadline:
                 raise AssertionError(f"never true ({last}); the log:\n{self.log()}")
             threading.Event().wait(0.02)

@@ -1,7 +1,5 @@
 """What is left after kill -9 at random moments: nothing lost, nothing applied twice."""
 
-
-
 from __future__ import annotations
 
 import os

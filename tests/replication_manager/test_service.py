@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from tests.conftest import PostgresCluster, destroy_cluster, make_cluster
 from tests.replication_manager.conftest import RunSql
 from tests.replication_manager.harness import Replicator, compare
+from zerocache.replica.notifier import watch_versions
 
 NewReplicator = Callable[..., Replicator]
 ISSUES = "CREATE TABLE issue (id int PRIMARY KEY, title text, open bool, due timestamptz);"
@@ -309,6 +311,23 @@ def test_take_over_from_a_process_that_still_runs(
         first.wait()
 
 
+def test_a_displaced_process_ends_instead_of_fighting(
+    new_replicator: NewReplicator, run_sql: RunSql
+) -> None:
+    run_sql(ISSUES)
+    first = new_replicator()
+    first.start()
+    second = new_replicator(app=first.config.app.id)
+    second.file.write_bytes(first.file.read_bytes())
+    second.start()
+    assert first.next_message("fatal")["exit"] == 14
+    assert first.process is not None
+    assert first.process.wait(30) == 14
+    run_sql("INSERT INTO issue VALUES (1, 'one')")
+    second.catch_up()
+    assert second.rows("SELECT id FROM issue") == [(1,)]
+
+
 def test_wrong_wal_level_is_explained(new_replicator: NewReplicator) -> None:
     cluster = make_cluster(wal_level="replica", max_wal_senders="5")
     try:
@@ -451,3 +470,31 @@ def test_the_environment_is_clean_after_stop(replicator: Replicator, run_sql: Ru
             "WHERE application_name LIKE 'zero-%' AND datname = current_database()"
         ).fetchone()
     assert idle == (0,)
+
+
+async def test_every_commit_is_announced(replicator: Replicator, run_sql: RunSql) -> None:
+    run_sql(ISSUES)
+    replicator.start()
+    versions = watch_versions(replicator.directory / "version-ready.sock")
+    first = await anext(versions)
+    assert first == replicator.state_version()
+    run_sql("INSERT INTO issue VALUES (1, 'one')")
+    second = await asyncio.wait_for(anext(versions), 10)
+    assert second > first
+    assert second == replicator.state_version()
+    await versions.aclose()
+
+
+def test_auto_reset_off_keeps_serving_what_is_there(
+    new_replicator: NewReplicator, run_sql: RunSql
+) -> None:
+    run_sql(ISSUES + "INSERT INTO issue VALUES (1, 'one')")
+    replicator = new_replicator(auto_reset=False)
+    replicator.start()
+    run_sql("ALTER TABLE issue ADD COLUMN extra int")
+    run_sql("INSERT INTO issue VALUES (2, 'two')")
+    replicator.wait_until(lambda: "replication_halted" in replicator.log())
+    assert replicator.rows("SELECT id FROM issue") == [(1,)]
+    assert replicator.stop() == 0
+    replicator.start(wait=False)
+    assert "ZERO_AUTO_RESET" in replicator.next_message("fatal")["message"]

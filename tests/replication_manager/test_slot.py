@@ -148,6 +148,6 @@ def test_take_over_removes_older_replicas_but_not_newer_ones(
         claim_new_slot(database, shard, stop) as syncing,
         connect(database, "test") as control,
     ):
-        take_over(control, shard, claims[1])
+        take_over(control, shard, claims[1], name="zero-test", returning=False)
         left = {shard.slot_prefix + name for name in _names(postgres, shard)}
         assert left == {claims[1], syncing.name}

@@ -1,17 +1,24 @@
-"""Group records in PostgreSQL (``ZERO_CVR_DB``), schema ``{app}_{shard}/cvr``."""
+"""Group records in PostgreSQL (``ZERO_CVR_DB``), schema ``{app}_{shard}/cvr``.
+
+Owns the tables and what a database failure means to the callers: :class:`StoreUnavailable`, after
+which nothing is known of what was written. Never hands out a record that was half written.
+"""
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from importlib.resources import files
 from typing import Any
 
-import msgspec
+import psycopg
 from psycopg import AsyncConnection, sql
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
 from view_syncer.cvr.record import ConfigChange, Desire, GroupRecord, QueryRecord
-from view_syncer.cvr.store import ConcurrentModification
+from view_syncer.cvr.store import ConcurrentModification, StoreUnavailable
+from zerocache.errors import ConfigurationError
 from zerocache.protocol.client_schema import ClientSchema
 from zerocache.protocol.versions import ViewVersion, Watermark
 
@@ -35,6 +42,15 @@ class PostgresRecordStore:
 
     async def open(self) -> None:
         await self._pool.open(wait=True, timeout=30)
+        try:
+            await self._create_tables()
+        except psycopg.errors.InsufficientPrivilege as error:
+            raise ConfigurationError(
+                f"The user of ZERO_CVR_DB may not create the tables it needs: {error}. Grant it "
+                "CREATE on the database, or set ZERO_CVR_DB to one where it has that right."
+            ) from error
+
+    async def _create_tables(self) -> None:
         ddl = files("view_syncer.cvr").joinpath("schema.sql").read_text()
         async with self._pool.connection() as db:
             await db.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", (self._lock_name,))
@@ -48,7 +64,7 @@ class PostgresRecordStore:
 
     async def load(self, group_id: str) -> GroupRecord:
         record = GroupRecord(group_id)
-        async with self._pool.connection() as db:
+        async with self._connection() as db:
             # One statement, hence one snapshot: a concurrent save is seen whole or not at all.
             cursor = await db.execute(self._sql(_LOAD), {"group": group_id})
             row = await cursor.fetchone()
@@ -68,7 +84,7 @@ class PostgresRecordStore:
         return record
 
     async def save(self, record: GroupRecord, change: ConfigChange, expected: ViewVersion) -> None:
-        async with self._pool.connection() as db:
+        async with self._connection() as db:
             await self._save_group(db, record, expected)
             await self._save_clients(db, record, change)
             await self._save_queries(db, record, change)
@@ -76,14 +92,26 @@ class PostgresRecordStore:
         record.exists = True
 
     async def touch(self, group_id: str, ttl_clock_ms: float) -> None:
-        async with self._pool.connection() as db:
+        async with self._connection() as db:
             await db.execute(
                 self._sql(
-                    'UPDATE {schema}.groups SET "ttlClock" = %s, "lastActive" = now() '
+                    "UPDATE {schema}.groups "
+                    'SET "ttlClock" = greatest("ttlClock", %s), "lastActive" = now() '
                     'WHERE "clientGroupID" = %s'
                 ),
                 (ttl_clock_ms, group_id),
             )
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[_Connection]:
+        """A transaction of its own; whatever goes wrong with the database has one name."""
+        try:
+            async with self._pool.connection() as db:
+                yield db
+        except psycopg.Error as error:
+            raise StoreUnavailable(
+                f"the database of the client view records failed ({type(error).__name__}: {error})"
+            ) from error
 
     def _sql(self, text: str) -> sql.Composed:
         # Only literals and the schema's identifier are ever formatted in.
@@ -156,8 +184,8 @@ class PostgresRecordStore:
             await db.cursor().executemany(self._sql(_PUT_DESIRE), rows)
 
 
-def _bytes(value: Any) -> bytes | None:
-    return None if value is None else msgspec.json.encode(value)
+def _bytes(value: str | None) -> bytes | None:
+    return None if value is None else value.encode()
 
 
 def _text(value: bytes | None) -> str | None:
@@ -169,7 +197,7 @@ SELECT g."stateVersion", g."configVersion", g."clientSchema"::text, g."profileID
        g."replicaVersion", g."ttlClock",
        (SELECT array_agg("clientID") FROM {schema}.clients c
          WHERE c."clientGroupID" = g."clientGroupID"),
-       (SELECT json_agg(json_build_array("queryHash", ast, name, args, got))
+       (SELECT json_agg(json_build_array("queryHash", ast::text, name, args::text, got))
           FROM {schema}.queries q WHERE q."clientGroupID" = g."clientGroupID"),
        (SELECT json_agg(json_build_array("clientID", "queryHash", "ttlMs", "inactivatedAtMs"))
           FROM {schema}.desires d WHERE d."clientGroupID" = g."clientGroupID")

@@ -107,6 +107,9 @@ class GroupRecord:
     def apply_query_ops(
         self, client: ClientId, ops: Iterable[QueryOp], now_ms: float, change: ConfigChange
     ) -> None:
+        """All of ``ops``, or none: ``ValueError`` if one of them cannot be."""
+        ops = list(ops)
+        self.check_query_ops(ops)
         for op in ops:
             match op:
                 case PutQuery():
@@ -115,6 +118,18 @@ class GroupRecord:
                     self._del(client, query, now_ms, change)
                 case ClearQueries():
                     self._clear(client, change)
+
+    def check_query_ops(self, ops: Iterable[QueryOp]) -> None:
+        """``ValueError`` if a query is wanted that nobody ever defined."""
+        known = {*INTERNAL_HASHES, *self.queries}
+        for op in ops:
+            if isinstance(op, PutQuery) and op.hash not in known:
+                if not op.is_defined:
+                    raise ValueError(
+                        f"query {op.hash!r} is new to the client group but has neither an AST nor "
+                        "a name with arguments"
+                    )
+                known.add(op.hash)
 
     def delete_client(self, client: ClientId, now_ms: float, change: ConfigChange) -> None:
         """Its desires become inactive and its record goes; unknown clients are fine."""
@@ -148,6 +163,13 @@ class GroupRecord:
             del self.desires[key]
             change.desires.add(key)
 
+    def prune(self, now_ms: float, change: ConfigChange) -> None:
+        """Forget desires that ran out while another client keeps their query alive: every reload
+        of a page leaves some behind."""
+        for key in [key for key, desire in self.desires.items() if desire.expired(now_ms)]:
+            del self.desires[key]
+            change.desires.add(key)
+
     def desired_of(self, query: QueryHash) -> set[ClientId]:
         return {client for client, wanted in self.desires if wanted == query}
 
@@ -162,11 +184,6 @@ class GroupRecord:
         if op.hash in INTERNAL_HASHES:
             return
         if op.hash not in self.queries:
-            if not op.is_defined:
-                raise ValueError(
-                    f"query {op.hash!r} is new to the client group but has neither an AST nor a "
-                    "name with arguments"
-                )
             self.queries[op.hash] = _query_record(op)
             change.queries.add(op.hash)
         ttl = clamp_ttl(op.ttl_ms)

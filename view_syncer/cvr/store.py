@@ -20,6 +20,12 @@ class ConcurrentModification(ZerocacheError):
     code = "ZC530"
 
 
+class StoreUnavailable(ZerocacheError):
+    """The store failed; whether the last change was written is unknown."""
+
+    code = "ZC540"
+
+
 class RecordStore(Protocol):
     async def open(self) -> None:
         """Create or migrate the tables; ``ConfigurationError`` if that is not possible."""
@@ -31,7 +37,8 @@ class RecordStore(Protocol):
 
     async def save(self, record: GroupRecord, change: ConfigChange, expected: ViewVersion) -> None:
         """Write ``change`` and the record's version atomically;
-        :class:`ConcurrentModification` if the stored version is not ``expected``."""
+        :class:`ConcurrentModification` if the stored version is not ``expected``. After any
+        failure the caller must load the record anew."""
 
     async def touch(self, group_id: str, ttl_clock_ms: float) -> None:
-        """Note that the group is alive and where its TTL clock stands."""
+        """Note that the group is alive and how far its TTL clock is; that never goes back."""

@@ -8,7 +8,7 @@ what was before they know from their own members.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
@@ -16,10 +16,10 @@ import apsw
 import msgspec
 
 from view_syncer.ivm.plan import Level, Partition, partition_of
-from view_syncer.ivm.window import SortKey, Window, sort_key
+from view_syncer.ivm.window import Entry, Window, make_entry
 from zerocache.zql.shape import SqlValue
 
-Values: TypeAlias = tuple[SqlValue, ...]
+Values: TypeAlias = tuple[Any, ...]
 Params: TypeAlias = Mapping[str, SqlValue]
 
 ROOT_PARTITION: Partition = ""
@@ -28,8 +28,8 @@ ROOT_PARTITION: Partition = ""
 
 @dataclass(slots=True)
 class LevelDelta:
-    """What a batch did to a level: values are the rows' selected columns. A row whose selected
-    columns changed while it stayed is in both, with its old and its new values."""
+    """What a batch did to a level: what it kept of the rows. A row whose kept values changed
+    while it stayed is in both, with the old and the new ones."""
 
     entered: dict[int, Values] = field(default_factory=dict)
     left: dict[int, Values] = field(default_factory=dict)
@@ -39,6 +39,7 @@ class LevelState(Protocol):
     level: Level
     members: dict[int, Values]
     support: dict[Partition, int]
+    offset: int
 
     def hydrate(self, db: apsw.Connection, partitions: Collection[Partition]) -> None: ...
 
@@ -69,13 +70,20 @@ class _Base:
         self.level = level
         self.params = params
         self.members: dict[int, Values] = {}
+        # Where in a row's values its selected columns begin.
+        self.offset = 0
+        self._correlation = level.correlation_positions
         # How many parent members stand behind each partition; for a root its only partition.
         self.support: dict[Partition, int] = {ROOT_PARTITION: 1} if level.parent is None else {}
 
     def _partition(self, values: Values) -> Partition | None:
         if self.level.parent is None:
             return ROOT_PARTITION
-        return partition_of(values, self.level.correlation_positions)
+        return partition_of(values, self._correlation)
+
+    def _values(self, row: tuple[Any, ...]) -> Values:
+        """What is kept of a selected row (rowid first)."""
+        return row[1:]
 
     def _fetch(self, db: apsw.Connection, sql: str, **inputs: Any) -> list[tuple[Any, ...]]:
         return db.execute(sql, {**self.params, **inputs}).fetchall()
@@ -88,7 +96,7 @@ class _Base:
         if not rowids:
             return found
         for row in self._fetch(db, self.level.sql_candidates, rows=rowid_array(rowids)):
-            values = row[1:]
+            values = self._values(row)
             partition = self._partition(values)
             if partition is not None and partition in self.support:
                 found[row[0]] = (partition, values)
@@ -170,21 +178,27 @@ class PlainLevel(_Base):
 
 
 class WindowLevel(_Base):
-    """A level with a limit per partition (windows of a query, witnesses of an EXISTS)."""
+    """A level with a limit per partition (windows of a query, witnesses of an EXISTS).
+
+    Values are window entries: the correlation and link columns stand at their end.
+    """
 
     def __init__(self, level: Level, params: Params) -> None:
         super().__init__(level, params)
         assert level.limit is not None
         self._limit = level.limit
+        self._order = level.order_positions
+        self._kept = level.value_columns
+        self.offset = 2 * len(self._order) + 1
+        self._correlation = tuple(p + self.offset for p in level.correlation_positions)
         self._windows: dict[Partition, Window] = {}
-        # Every row some window knows, visible or reserve: where it is filed, and its values.
-        self._filed: dict[int, tuple[Partition, SortKey, Values]] = {}
+        # Rows known to a window but not visible.
+        self._reserve: dict[int, Values] = {}
 
     def hydrate(self, db: apsw.Connection, partitions: Collection[Partition]) -> None:
         self._load(db, partitions)
         for partition in partitions:
-            for rowid in self._windows[partition].visible():
-                self.members[rowid] = self._filed[rowid][2]
+            self._show(self._windows[partition].visible())
 
     def update(
         self,
@@ -193,87 +207,142 @@ class WindowLevel(_Base):
         gained: Collection[Partition],
         lost: Collection[Partition],
     ) -> LevelDelta:
-        before: dict[Partition, set[int]] = {}
-        found = self._candidates(db, candidates)
-        touched: set[Partition] = set()
-        for rowid in candidates:
-            filed = self._filed.get(rowid)
-            if filed is not None:
-                touched.add(filed[0])
-            if rowid in found:
-                touched.add(found[rowid][0])
-        touched.update(lost)
-        touched.intersection_update(self._windows)
-        old_values: dict[int, Values] = {}
-        for partition in touched:
-            before[partition] = self._windows[partition].visible()
-            for rowid in before[partition]:
-                old_values[rowid] = self._filed[rowid][2]
-        for partition in gained:
-            before.setdefault(partition, set())
+        delta = LevelDelta()
         for partition in lost:
-            self._drop(partition)
-        self._refile(candidates, found)
-        stale = [p for p in touched if p in self._windows and self._settle(p)]
-        self._load(db, [*gained, *stale])
-        return self._difference(before, old_values)
+            self._lose(partition, delta)
+        found = self._candidates(db, candidates)
+        touched = self._refile(candidates, found, delta)
+        for partition, (old_last, inserted) in touched.items():
+            window = self._windows[partition]
+            if window.needs_refetch():
+                self._refetch(db, partition, delta)
+            else:
+                self._shift(window, old_last, inserted, delta)
+        if gained:
+            self._load(db, gained)
+            for partition in gained:
+                self._enter(self._windows[partition].visible(), delta)
+        return delta
+
+    def _values(self, row: tuple[Any, ...]) -> Values:
+        return make_entry(row[0], row[1:], self._order, self._kept)
+
+    # -- one batch ------------------------------------------------------------------------------
 
     def _refile(
         self,
         candidates: Collection[int],
         found: Mapping[int, tuple[Partition, Values]],
-    ) -> None:
+        delta: LevelDelta,
+    ) -> dict[Partition, tuple[Entry | None, list[Entry]]]:
+        """Take every candidate out of its window and put those that still belong in again.
+
+        Returns, per touched window, the last visible entry it had before and what was put in.
+        """
+        touched: dict[Partition, tuple[Entry | None, list[Entry]]] = {}
         for rowid in candidates:
-            filed = self._filed.pop(rowid, None)
-            if filed is not None:
-                self._windows[filed[0]].remove(filed[1], rowid)
+            old = self.members.pop(rowid, None)
+            if old is not None:
+                delta.left[rowid] = old
+            else:
+                old = self._reserve.pop(rowid, None)
+            if old is not None:
+                partition = self._partition(old)
+                assert partition is not None
+                window = self._windows[partition]
+                touched.setdefault(partition, (window.last_visible(), []))
+                window.remove(old)
         for rowid, (partition, values) in found.items():
-            window = self._windows.get(partition)
-            if window is None:
+            target = self._windows.get(partition)
+            if target is None:
                 continue  # a partition gained by this very batch: fetched as a whole
-            key = sort_key(values, self.level.order_positions)
-            if window.insert(key, rowid):
-                self._filed[rowid] = (partition, key, values)
+            _, inserted = touched.setdefault(partition, (target.last_visible(), []))
+            if target.insert(values):
+                self._reserve[rowid] = values
+                inserted.append(values)
+        return touched
 
-    def _settle(self, partition: Partition) -> bool:
-        """Trim a changed window; True if it must be fetched again."""
-        window = self._windows[partition]
-        for _, rowid in window.trim():
-            del self._filed[rowid]
-        return window.needs_refetch()
-
-    def _drop(self, partition: Partition) -> None:
-        window = self._windows.pop(partition, None)
-        if window is not None:
-            for _, rowid in window.entries:
-                del self._filed[rowid]
-
-    def _load(
-        self, db: apsw.Connection, partitions: Sequence[Partition] | Collection[Partition]
+    def _shift(
+        self,
+        window: Window,
+        old_last: Entry | None,
+        inserted: Iterable[Entry],
+        delta: LevelDelta,
     ) -> None:
-        """Fetch the beginning of each partition from the database."""
+        """Rows between the old and the new end of the visible part change sides; of those put in
+        by this batch the ones before the new end are visible."""
+        new_last = window.last_visible()
+        self._enter([e for e in inserted if new_last is None or e < new_last], delta)
+        if old_last is not None and (new_last is None or old_last < new_last):
+            self._enter(window.between(old_last, new_last), delta)
+        elif new_last is not None and (old_last is None or new_last < old_last):
+            for entry in window.between(new_last, old_last):
+                self._hide(entry, delta)
+        for dropped in window.trim():
+            self._reserve.pop(dropped[self.offset - 1], None)
+
+    def _refetch(self, db: apsw.Connection, partition: Partition, delta: LevelDelta) -> None:
+        self._lose(partition, delta)
+        self._load(db, [partition])
+        self._enter(self._windows[partition].visible(), delta)
+
+    def _lose(self, partition: Partition, delta: LevelDelta) -> None:
+        window = self._windows.pop(partition, None)
+        for entry in () if window is None else window.entries:
+            rowid = entry[self.offset - 1]
+            old = self.members.pop(rowid, None)
+            if old is None:
+                self._reserve.pop(rowid, None)
+            else:
+                delta.left.setdefault(rowid, old)
+
+    def _enter(self, entries: Iterable[Entry], delta: LevelDelta) -> None:
+        for entry in entries:
+            rowid = entry[self.offset - 1]
+            if rowid in self.members:
+                continue
+            if delta.left.get(rowid) == entry:
+                del delta.left[rowid]  # it was only taken out to be looked at
+            else:
+                delta.entered[rowid] = entry
+            self.members[rowid] = entry
+            self._reserve.pop(rowid, None)
+
+    def _hide(self, entry: Entry, delta: LevelDelta) -> None:
+        rowid = entry[self.offset - 1]
+        old = self.members.pop(rowid, None)
+        if old is not None:
+            delta.left[rowid] = old
+            self._reserve[rowid] = old
+
+    # -- loading --------------------------------------------------------------------------------
+
+    def _load(self, db: apsw.Connection, partitions: Collection[Partition]) -> None:
+        """Fetch the beginning of each partition; all its rows start in the reserve."""
         if not partitions:
             return
-        entries: dict[Partition, list[tuple[SortKey, int]]] = {}
-        for partition in partitions:
-            self._drop(partition)
-            self._windows[partition] = Window(self._limit)
-            entries[partition] = []
+        entries: dict[Partition, list[Entry]] = {p: [] for p in partitions}
         for row in self._beginnings(db, partitions):
-            values = row[1:]
-            partition_ = self._partition(values)
+            entry = self._values(row)
+            partition_ = self._partition(entry)
             assert partition_ is not None
-            key = sort_key(values, self.level.order_positions)
-            entries[partition_].append((key, row[0]))
-            self._filed[row[0]] = (partition_, key, values)
-        for partition, rows in entries.items():
-            rows.sort()
-            self._windows[partition].load(rows)
+            entries[partition_].append(entry)
+            self._reserve[row[0]] = entry
+        for partition, found in entries.items():
+            found.sort()
+            window = self._windows[partition] = Window(self._limit, self.offset)
+            window.load(found)
+
+    def _show(self, entries: Iterable[Entry]) -> None:
+        for entry in entries:
+            rowid = entry[self.offset - 1]
+            self.members[rowid] = entry
+            del self._reserve[rowid]
 
     def _beginnings(
         self, db: apsw.Connection, partitions: Collection[Partition]
     ) -> list[tuple[Any, ...]]:
-        limit = next(iter(self._windows.values())).capacity if self._windows else 0
+        limit = Window(self._limit, self.offset).capacity
         if len(partitions) > 1:
             parts = encode_partitions(partitions)
             return self._fetch(db, self.level.sql_windows, parts=parts, limit=limit)
@@ -283,23 +352,3 @@ class WindowLevel(_Base):
             values = partition if isinstance(partition, tuple) else (partition,)
         inputs = {f"c{i}": v for i, v in enumerate(values)}
         return self._fetch(db, self.level.sql_window, limit=limit, **inputs)
-
-    def _difference(
-        self, before: Mapping[Partition, set[int]], old_values: Mapping[int, Values]
-    ) -> LevelDelta:
-        delta = LevelDelta()
-        after: dict[int, Values] = {}
-        for partition in before:
-            window = self._windows.get(partition)
-            if window is not None:
-                for rowid in window.visible():
-                    after[rowid] = self._filed[rowid][2]
-        for rowid, values in old_values.items():
-            if after.get(rowid) != values:
-                delta.left[rowid] = values
-                del self.members[rowid]
-        for rowid, values in after.items():
-            if rowid not in self.members:
-                delta.entered[rowid] = values
-                self.members[rowid] = values
-        return delta

@@ -151,13 +151,14 @@ class Pipeline:
     ) -> None:
         for link in state.level.links:
             support = self.levels[link.child].support
+            positions = tuple(p + state.offset for p in link.positions)
             net: dict[Partition, int] = {}
             for values in delta.entered.values():
-                partition = partition_of(values, link.positions)
+                partition = partition_of(values, positions)
                 if partition is not None:
                     net[partition] = net.get(partition, 0) + 1
             for values in delta.left.values():
-                partition = partition_of(values, link.positions)
+                partition = partition_of(values, positions)
                 if partition is not None:
                     net[partition] = net.get(partition, 0) - 1
             for partition, change in net.items():

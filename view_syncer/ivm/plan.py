@@ -89,6 +89,7 @@ class Level:
     correlation: tuple[str, ...]
     columns: tuple[str, ...]
     links: tuple[Link, ...]
+    value_columns: int
     limit: int | None
     order_positions: tuple[tuple[int, bool], ...]
     route: Route
@@ -194,6 +195,7 @@ class _Builder:
             links.append(
                 Link(self.add(child.node, child.kind, index, child.child_columns), positions)
             )
+        value_columns = len(columns)
         order: list[tuple[int, bool]] = []
         if limit is not None:
             for name, direction in node.order:
@@ -208,6 +210,7 @@ class _Builder:
             correlation=correlation,
             columns=tuple(columns),
             links=tuple(links),
+            value_columns=value_columns,
             limit=limit,
             order_positions=tuple(order),
             route=Route() if correlation else _root_route(node.where),

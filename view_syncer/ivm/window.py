@@ -3,19 +3,40 @@
 A window knows the true first rows of its partition down to ``bound``: the N visible ones plus a
 hidden reserve. Rows beyond the bound are of no interest, so a change there is a no-op; a delete
 inside is refilled from the reserve; only when the reserve runs dry must the owner refetch.
+
+A row is one tuple, its :data:`Entry`: the order values made comparable, the rowid, and whatever
+the owner wants to keep of the row. Two entries of different rows differ in the rowid at the
+latest; a *bound* ends in a value above everything right after it, so that a row is on the same side
+of a bound whatever else is kept of it. Entries and bounds are only ever compared by ``<``.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 from view_syncer.ivm.plan import WINDOW_RESERVE
 from zerocache.zql.shape import SqlValue
 
-SortKey: TypeAlias = tuple[Any, ...]
-Entry: TypeAlias = tuple[SortKey, int]
+Entry: TypeAlias = tuple[Any, ...]
+BEFORE_ALL: Entry = ()
+"""Sorts before every entry."""
+
+
+class _Last:
+    """Greater than anything it is compared with but itself."""
+
+    __slots__ = ()
+
+    def __lt__(self, other: object) -> bool:
+        return False
+
+    def __gt__(self, other: object) -> bool:
+        return other is not self
+
+
+_LAST = _Last()
 
 
 class Descending:
@@ -36,18 +57,26 @@ class Descending:
         return hash(self.text)
 
 
-def sort_key(values: Sequence[SqlValue], order: Sequence[tuple[int, bool]]) -> SortKey:
-    """Comparable key of a row under ``order`` (position, descending): NULL before numbers before
-    strings, strings by code point, as SQLite and zql.md §2.4 order them."""
+def make_entry(
+    rowid: int,
+    columns: Sequence[SqlValue],
+    order: Sequence[tuple[int, bool]],
+    kept: int,
+) -> Entry:
+    """The entry of a row whose selected ``columns`` are ordered by ``order`` (position,
+    descending): NULL before numbers before strings, strings by code point, as SQLite and zql.md
+    §2.4 order them. The first ``kept`` columns follow the rowid."""
     parts: list[Any] = []
     for position, descending in order:
-        value = values[position]
+        value = columns[position]
         if value is None:
-            parts.append((2,) if descending else (0,))
+            parts += (2 if descending else 0, None)
         elif isinstance(value, str):
-            parts.append((0, Descending(value)) if descending else (2, value))
+            parts += (0, Descending(value)) if descending else (2, value)
         else:
-            parts.append((1, -value if descending else value))
+            parts += (1, -value if descending else value)
+    parts.append(rowid)
+    parts += columns[:kept]
     return tuple(parts)
 
 
@@ -59,12 +88,13 @@ class Window:
     * the visible rows are the first ``limit`` entries.
     """
 
-    __slots__ = ("bound", "entries", "limit")
+    __slots__ = ("_key", "bound", "entries", "limit")
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, key_length: int) -> None:
         self.limit = limit
+        self._key = key_length  # parts of an entry up to and including the rowid
         self.entries: list[Entry] = []
-        self.bound: SortKey | None = None
+        self.bound: Entry | None = None
 
     @property
     def reserve(self) -> int:
@@ -74,34 +104,50 @@ class Window:
     def capacity(self) -> int:
         return self.limit + self.reserve
 
-    def load(self, entries: Sequence[Entry]) -> None:
+    def load(self, entries: list[Entry]) -> None:
         """Replace the content by a fetch of at most :attr:`capacity` rows in order."""
-        self.entries = list(entries)
-        self.bound = self.entries[-1][0] if len(entries) >= self.capacity else None
+        self.entries = entries
+        self.bound = self._bound(entries[-1]) if len(entries) >= self.capacity else None
 
-    def visible(self) -> set[int]:
-        return {rowid for _, rowid in self.entries[: self.limit]}
+    def _bound(self, entry: Entry) -> Entry:
+        return (*entry[: self._key], _LAST)
 
-    def remove(self, key: SortKey, rowid: int) -> None:
-        index = bisect_left(self.entries, (key, rowid))
-        if index >= len(self.entries) or self.entries[index][1] != rowid:
-            raise AssertionError(f"row {rowid} is not in the window it was filed under")
+    def visible(self) -> list[Entry]:
+        return self.entries[: self.limit]
+
+    def last_visible(self) -> Entry | None:
+        """Bound of the visible part; None while there is room for more."""
+        if self.limit == 0:
+            return BEFORE_ALL
+        if len(self.entries) < self.limit:
+            return None
+        return self._bound(self.entries[self.limit - 1])
+
+    def between(self, low: Entry, high: Entry | None) -> list[Entry]:
+        """Entries between two bounds (None: to the end)."""
+        end = len(self.entries) if high is None else bisect_left(self.entries, high)
+        return self.entries[bisect_left(self.entries, low) : end]
+
+    def remove(self, entry: Entry) -> None:
+        index = bisect_left(self.entries, entry)
+        if index >= len(self.entries) or self.entries[index] is not entry:
+            raise AssertionError("a row is not in the window it was filed under")
         del self.entries[index]
 
-    def insert(self, key: SortKey, rowid: int) -> bool:
+    def insert(self, entry: Entry) -> bool:
         """Add a row; False if it lies beyond the bound and is therefore not kept."""
-        if self.bound is not None and self.bound < key:
+        if self.bound is not None and self.bound < entry:
             return False
-        insort(self.entries, (key, rowid))
+        insort(self.entries, entry)
         return True
 
-    def trim(self) -> Iterable[Entry]:
-        """Drop what exceeds twice the reserve; yields the dropped entries."""
+    def trim(self) -> Sequence[Entry]:
+        """Drop what exceeds twice the reserve; returns the dropped entries."""
         if len(self.entries) <= self.capacity + self.reserve:
             return ()
         dropped = self.entries[self.capacity :]
         del self.entries[self.capacity :]
-        self.bound = self.entries[-1][0]
+        self.bound = self._bound(self.entries[-1])
         return dropped
 
     def needs_refetch(self) -> bool:

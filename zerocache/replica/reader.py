@@ -17,6 +17,7 @@ import msgspec
 
 from zerocache.errors import ReplicaError
 from zerocache.protocol.versions import Watermark
+from zerocache.replica.auto_index import auto_indexes
 from zerocache.replica.layout import COLUMN_METADATA, TABLE_METADATA, TableFacts
 from zerocache.replica.schema import ReplicaColumn, ReplicaTable
 from zerocache.replica.types import client_type
@@ -103,6 +104,10 @@ def load_schema(connection: apsw.Connection) -> dict[str, ReplicaTable]:
             is_enum=bool(is_enum),
             is_array=bool(is_array),
         )
+    own: dict[str, list[tuple[str, ...]]] = {}
+    for automatic in auto_indexes(connection):
+        names = tuple(name for name, _ in automatic.index.columns)
+        own.setdefault(automatic.index.table, []).append(names)
     tables = {}
     for name, keys, min_row_version, upstream in connection.execute(
         "SELECT table_name, keys, minRowVersion, upstreamMetadata "  # noqa: S608 - a constant
@@ -114,6 +119,6 @@ def load_schema(connection: apsw.Connection) -> dict[str, ReplicaTable]:
             columns=columns.get(name, {}),
             keys=msgspec.json.decode(keys, type=tuple[tuple[str, ...], ...]),
             min_row_version=min_row_version,
-            indexes=tuple(index.column_names for index in facts.indexes),
+            indexes=(*(index.column_names for index in facts.indexes), *own.get(name, ())),
         )
     return tables

@@ -28,6 +28,7 @@ import structlog
 
 _FRAME_HEADER_BYTES = 24
 _GROWTH_BEFORE_TRUNCATE = 4
+_TRUNCATE_ROUNDS = 5
 
 log = structlog.get_logger(__name__)
 
@@ -63,7 +64,7 @@ class WalFile:
         """Run a checkpoint if one is due. Call between transactions, after readers were told.
 
         ``move_readers`` asks the readers to re-open their snapshots; ``wait_ms`` bounds how long
-        a truncation waits for them.
+        one round of a truncation waits for them. Nothing is written meanwhile, so it is short.
         """
         if self._frames < self._due:
             return
@@ -71,13 +72,16 @@ class WalFile:
         self._due = self._frames + self._limit
         if self._frames < _GROWTH_BEFORE_TRUNCATE * self._limit:
             return
-        if move_readers is not None:
-            move_readers()
-        if self._truncate(wait_ms):
-            self._frames = 0
-            self._due = self._limit
-        else:
-            log.info("wal_truncate_postponed", frames=self._frames, limit=self._limit)
+        # A reader that re-opened before the last frame was copied still depends on the file, so
+        # it takes two rounds at least: one to copy the rest, one to move the readers off it.
+        for _ in range(_TRUNCATE_ROUNDS if move_readers is not None else 1):
+            if move_readers is not None:
+                move_readers()
+            if self._truncate(wait_ms):
+                self._frames = 0
+                self._due = self._limit
+                return
+        log.info("wal_truncate_postponed", frames=self._frames, limit=self._limit)
 
     def close(self) -> None:
         self._connection.set_wal_hook(None)

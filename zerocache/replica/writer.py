@@ -14,12 +14,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import apsw
 import structlog
 
 from zerocache.errors import ReplicaError, ResyncRequired
 from zerocache.protocol.versions import Watermark
+from zerocache.replica import auto_index
+from zerocache.replica.auto_index import AutoIndex, IndexWish
 from zerocache.replica.change_log import ChangeLog
 from zerocache.replica.layout import (
     FORMAT_VERSION,
@@ -37,8 +40,9 @@ from zerocache.replica.wal import WalFile
 DEFAULT_LOG_ENTRIES = 200_000
 DEFAULT_WAL_LIMIT_BYTES = 16 * 1024 * 1024
 _BUSY_TIMEOUT_MS = 30_000
-_TRUNCATE_WAIT_MS = 200
+_TRUNCATE_WAIT_MS = 4
 _STATEMENT_CACHE = 2_000
+_PROGRESS_STEPS = 100_000
 _PRAGMAS = (
     "PRAGMA journal_mode = wal",
     "PRAGMA synchronous = normal",
@@ -49,6 +53,7 @@ _PRAGMAS = (
 )
 
 log = structlog.get_logger(__name__)
+T = TypeVar("T")
 
 
 class ReplicaWriter:
@@ -183,6 +188,60 @@ class ReplicaWriter:
         """
         if not self._connection.in_transaction:
             self._wal.maintain(move_readers, wait_ms=_TRUNCATE_WAIT_MS)
+
+    def read(self, function: Callable[[apsw.Connection], T]) -> T:
+        """Run a function that only reads; inside a transaction it sees what is uncommitted."""
+        return function(self._connection)
+
+    def auto_indexes(self) -> list[AutoIndex]:
+        """The indexes of the engine's own, by name."""
+        return auto_index.auto_indexes(self._connection)
+
+    def change_auto_indexes(
+        self,
+        change: Callable[[apsw.Connection], None],
+        interrupted: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Run ``change`` (made of auto_index.py's functions) in a transaction of its own.
+
+        Only between transactions. ``apsw.InterruptError`` once ``interrupted`` returns True; like
+        after any other exception nothing is changed then.
+        """
+        if self._connection.in_transaction:
+            raise ReplicaError(
+                "the automatic indexes cannot be changed inside a transaction: building one may "
+                "fail, and must not take rows with it; commit first"
+            )
+        self._begin()
+        self._connection.set_progress_handler(interrupted, _PROGRESS_STEPS)
+        try:
+            change(self._connection)
+        except BaseException:
+            self._connection.set_progress_handler(None)
+            # An interrupted CREATE INDEX rolls back by itself.
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            raise
+        self._connection.set_progress_handler(None)
+        self._connection.execute("COMMIT")
+
+    def create_auto_index(self, wish: IndexWish, interrupted: Callable[[], bool]) -> None:
+        """Build an index of the engine's own; see :meth:`change_auto_indexes`."""
+        # The keys of a large table are sorted on disk, not in memory.
+        self._connection.execute("PRAGMA temp_store = file")
+        try:
+            self.change_auto_indexes(
+                lambda db: auto_index.create_auto_index(db, wish, self._now_ms()), interrupted
+            )
+        finally:
+            self._connection.execute("PRAGMA temp_store = memory")
+
+    def drop_auto_indexes(self, names: Iterable[str]) -> None:
+        def drop(connection: apsw.Connection) -> None:
+            for name in names:
+                auto_index.drop_auto_index(connection, name)
+
+        self.change_auto_indexes(drop)
 
     def close(self) -> None:
         """Roll back what is not committed and close the file."""

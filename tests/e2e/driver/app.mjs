@@ -87,9 +87,22 @@ function defineQueries({defineQueries, defineQuery}, zql) {
           .start({rank: args.rank, id: args.id}, {inclusive: args.inclusive ?? false})
           .limit(args.limit),
       ),
+      lively: defineQuery(() =>
+        zql.issue
+          .where(({or, cmp, exists}) =>
+            or(cmp('rank', '>=', 60), exists('comments', q => q.where('likes', '>', 2))),
+          )
+          .orderBy('title', 'desc')
+          .limit(3)
+          .related('comments', q => q.orderBy('likes', 'desc').limit(1))
+          .related('labels'),
+      ),
       forbidden: defineQuery(() => zql.issue),
     },
     teams: {
+      withOpenIssues: defineQuery(() =>
+        zql.team.whereExists('people', q => q.whereExists('issues', r => r.where('open', true))),
+      ),
       tree: defineQuery(() => zql.team.related('people', q => q.related('issues'))),
     },
   });

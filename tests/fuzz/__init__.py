@@ -1,0 +1,1 @@
+"""Long-running random tests: see ``python -m tests.fuzz.engine --help``."""

@@ -1,0 +1,149 @@
+"""Judges a scenario: the engine against a fresh hydration, and a query against its variations.
+
+Owns the properties. :class:`Failure` says which one broke, in which step and for which query; any
+other exception is a failure too.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from unittest import mock
+
+import msgspec
+
+from tests.fuzz.scenario import Scenario, client_tables
+from tests.view_syncer.ivm.group import Group
+from tests.view_syncer.ivm.replica import Replica
+from view_syncer.ivm import engine as engine_module
+from view_syncer.ivm.encode import ClientTables
+from view_syncer.ivm.engine import Engine, Subscription
+from zerocache.zql import ast
+
+
+class Failure(AssertionError):
+    """A property that does not hold."""
+
+
+class Count:
+    """How much was checked."""
+
+    def __init__(self) -> None:
+        self.scenarios = self.steps = self.changes = self.answers = self.upstream = 0
+        self.timeouts = self.held_rows = 0
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {value}" for name, value in vars(self).items())
+
+
+def run(scenario: Scenario, path: Path, count: Count) -> Replica:
+    """Play the scenario; returns the replica in its end state, which the caller closes."""
+    early = 0 if scenario.rehydrate_early else engine_module.REHYDRATE_MIN_ROWS
+    with mock.patch.object(engine_module, "REHYDRATE_MIN_ROWS", early):
+        replica = Replica(path, scenario.tables, scenario.rows)
+        try:
+            _play(scenario, replica, count)
+        except BaseException:
+            replica.close()
+            raise
+    count.scenarios += 1
+    return replica
+
+
+def _play(scenario: Scenario, replica: Replica, count: Count) -> None:
+    engine = Engine(replica.path)
+    try:
+        groups = [Group(engine, client_tables(scenario, i)) for i in range(len(scenario.clients))]
+        for number in range(len(scenario.steps) + 1):
+            if number:
+                step = scenario.steps[number - 1]
+                replica.commit(*step)
+                advance = engine.advance()
+                for group in groups:
+                    group.receive(advance)
+                count.changes += sum(map(len, step))
+            _switch(scenario, groups, number)
+            _compare(scenario, replica.path, engine, groups, number, count)
+            count.steps += 1
+        for i, asked in enumerate(scenario.queries):
+            if asked.alive(len(scenario.steps)):
+                group = groups[asked.client]
+                _metamorphic(f"query {i}", asked.query, engine, group.client, group.queries[str(i)])
+        for group in groups:
+            for name in list(group.queries):
+                group.remove(name)
+            if group.store:
+                raise Failure(f"rows stayed after the last query: {sorted(group.store)}")
+        if engine.pipeline_count:
+            raise Failure(f"{engine.pipeline_count} pipelines stayed after the last query")
+    finally:
+        engine.close()
+
+
+def _switch(scenario: Scenario, groups: list[Group], step: int) -> None:
+    """Start and stop queries as the scenario says."""
+    for i, asked in enumerate(scenario.queries):
+        group = groups[asked.client]
+        running = str(i) in group.queries
+        if asked.alive(step) and not running:
+            group.add(str(i), asked.query)
+        elif running and not asked.alive(step):
+            group.remove(str(i))
+
+
+def _compare(
+    scenario: Scenario, path: Path, engine: Engine, groups: list[Group], step: int, count: Count
+) -> None:
+    fresh = Engine(path)
+    try:
+        for group in groups:
+            expected = Group(fresh, group.client)
+            for name, subscription in group.queries.items():
+                query = scenario.queries[int(name)].query
+                rows = expected.add(name, query).pipeline.rows()
+                held = subscription.pipeline.rows()
+                count.answers += 1
+                count.held_rows += sum(map(len, rows.values()))
+                if held != rows:
+                    raise Failure(f"step {step} query {name}: holds {held}, should hold {rows}")
+            if group.store != expected.store:
+                wrong = {
+                    k: (group.store.get(k), expected.store.get(k))
+                    for k in group.store.keys() | expected.store.keys()
+                    if group.store.get(k) != expected.store.get(k)
+                }
+                raise Failure(f"step {step}: the client differs (has, should have): {wrong}")
+    finally:
+        fresh.close()
+
+
+TRUE = ast.Simple("=", ast.LiteralRef(1), ast.LiteralRef(1))
+
+
+def _metamorphic(
+    name: str, query: ast.Query, engine: Engine, client: ClientTables, asked: Subscription
+) -> None:
+    rows, roots = asked.pipeline.rows(), set(asked.pipeline.levels[0].members)
+    where = query.where or ast.And([])
+    for padded in (ast.And([where, TRUE]), ast.Or([ast.Or([]), where])):
+        if _answer(engine, client, query, where=padded)[0] != rows:
+            raise Failure(f"{name}: a condition that changes nothing changes the rows")
+    if query.limit is not None:
+        more, more_roots = _answer(engine, client, query, limit=query.limit + 2)
+        if not roots <= more_roots or any(not r <= more.get(t, set()) for t, r in rows.items()):
+            raise Failure(f"{name}: a larger limit loses rows")
+    elif isinstance(where, ast.Or):
+        split = [_answer(engine, client, query, where=m) for m in where.conditions]
+        if set().union(*(r for _, r in split)) != roots:
+            raise Failure(f"{name}: the branches of an OR give other rows than the OR")
+        for found, _ in split:
+            if any(not r <= rows.get(t, set()) for t, r in found.items()):
+                raise Failure(f"{name}: a branch of an OR gives rows the OR does not")
+
+
+def _answer(
+    engine: Engine, client: ClientTables, query: ast.Query, **changed: object
+) -> tuple[dict[str, set[int]], set[int]]:
+    subscription = engine.subscribe(msgspec.structs.replace(query, **changed), client)
+    found = subscription.pipeline.rows(), set(subscription.pipeline.levels[0].members)
+    engine.unsubscribe(subscription)
+    return found

@@ -1,0 +1,125 @@
+"""The connections of one client group: who may hear of its data, and how far each has heard.
+
+Owns the group's present version and its recent pokes. Never does I/O but :meth:`Client.send`,
+which does not block. Invariants: only an *admitted* connection is sent anything of the group; the
+pokes of one connection form a chain; the version only ever grows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+from view_syncer.context import ConnectionContext
+from view_syncer.poke import History, PokeBody, frame_poke, merge
+from zerocache.errors import ClientFacingError
+from zerocache.protocol.versions import NEVER, ViewVersion
+
+BINARY_POKES_SINCE = 52
+
+
+class Client(Protocol):
+    """What a group needs of a connection.
+
+    * ``base`` is the version of the last poke sent (initially the one the client came with, None
+      for nothing); the audience advances it;
+    * ``greeted`` is set with the first poke, ``admitted`` once the connection passed every check;
+    * ``validated_s`` is when (loop time) its credentials were last found good;
+    * ``send`` must not block; ``fail`` ends the connection, and with it the admission.
+    """
+
+    client_id: str
+    user_id: str | None
+    version: int
+    profile_id: str
+    base: ViewVersion | None
+    greeted: bool
+    admitted: bool
+    validated_s: float
+    context: ConnectionContext
+
+    def send(self, frames: Iterable[bytes], *, binary_parts: bool = False) -> None: ...
+    def fail(self, error: ClientFacingError) -> None: ...
+    def close(self) -> None: ...
+
+
+class Audience:
+    """See the module docstring."""
+
+    def __init__(self) -> None:
+        # In order of arrival, the newest last.
+        self.clients: dict[str, Client] = {}
+        self.version = NEVER
+        self._history = History()
+
+    # -- who is there ----------------------------------------------------------------------------
+
+    def join(self, client: Client) -> Client | None:
+        """Register a connection; returns the one of the same client that it replaces."""
+        replaced = self.clients.pop(client.client_id, None)
+        self.clients[client.client_id] = client
+        return replaced
+
+    def leave(self, client: Client) -> None:
+        if self.has(client):
+            del self.clients[client.client_id]
+
+    def has(self, client: Client) -> bool:
+        """Whether this is (still) the connection of its client."""
+        return self.clients.get(client.client_id) is client
+
+    def admitted(self) -> list[Client]:
+        return [client for client in self.clients.values() if client.admitted]
+
+    def newest(self) -> Client | None:
+        return next(reversed(self.admitted()), None)
+
+    # -- what they hear --------------------------------------------------------------------------
+
+    def restart(self, version: ViewVersion) -> None:
+        """Be at ``version``; what leads there from any other is not known."""
+        self.version = version
+        self._history.restart(version)
+
+    def emit(self, body: PokeBody) -> None:
+        """Make ``body`` the group's newest state and send it to those that are current."""
+        previous = self.version
+        if body.version <= previous:
+            raise AssertionError(f"version {body.version} does not follow {previous}")
+        self.version = body.version
+        self._history.add(body)
+        for client in self.admitted():
+            if (client.base or NEVER) == previous:
+                self.send(client, body)
+
+    def send(self, client: Client, body: PokeBody) -> None:
+        binary = client.version >= BINARY_POKES_SINCE
+        client.send(frame_poke(client.base, body, binary), binary_parts=binary)
+        client.base = body.version
+        client.greeted = True
+
+    def catch_up(self) -> list[Client]:
+        """Bring everybody to the present version as far as recent pokes lead there; returns those
+        they do not reach. The first poke of a connection is sent even if it is empty (§3.6)."""
+        behind: list[Client] = []
+        for client in self.admitted():
+            base = client.base or NEVER
+            if base == self.version:
+                if not client.greeted:
+                    self.send(client, PokeBody(self.version))
+                continue
+            bodies = self._history.since(base)
+            if bodies is None:
+                behind.append(client)
+            else:
+                self.send(client, merge(self.version, bodies))
+        return behind
+
+    def tell(self, frame: bytes) -> None:
+        """A message that belongs to no poke, to everybody."""
+        for client in self.admitted():
+            client.send([frame])
+
+    def fail(self, error: ClientFacingError) -> None:
+        for client in list(self.clients.values()):
+            client.fail(error)
