@@ -31,6 +31,8 @@ columns AS (
                            WHEN coalesce(e.typname, t.typname) IN ('varchar', 'bpchar')
                            THEN a.atttypmod - 4
                            ELSE a.atttypmod END,
+        -- its values come from somewhere else than the default
+        'generated', a.attgenerated <> '' OR a.attidentity <> '',
         'default', CASE WHEN a.attgenerated = '' THEN pg_get_expr(d.adbin, d.adrelid) END
     ) AS column_json
     FROM published p
@@ -63,7 +65,10 @@ SELECT jsonb_build_object(
     'columns', (SELECT coalesce(jsonb_agg(c.column_json ORDER BY c.attnum), '[]')
                 FROM columns c WHERE c.attrelid = p.oid),
     'primary_key', CASE WHEN k.published THEN k.key ELSE '[]' END,
-    'publications', p.publications
+    'publications', p.publications,
+    'partitions', CASE WHEN r.relkind = 'p' THEN (
+        SELECT coalesce(jsonb_agg(f.relid::oid::int8 ORDER BY f.relid::oid), '[]')
+        FROM pg_partition_tree(p.oid) f WHERE f.isleaf) ELSE '[]' END
 )::text
 FROM published p
 JOIN pg_class r ON r.oid = p.oid

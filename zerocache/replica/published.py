@@ -30,6 +30,7 @@ class PublishedColumn(msgspec.Struct, frozen=True, kw_only=True):
       of the array, is an enum.
     * ``max_length``: the type modifier, minus 4 for varchar and bpchar; None when there is none.
     * ``default``: the default expression as Postgres prints it.
+    * ``generated``: a generated or an identity column.
     """
 
     name: str
@@ -43,6 +44,7 @@ class PublishedColumn(msgspec.Struct, frozen=True, kw_only=True):
     not_null: bool = False
     max_length: int | None = None
     default: str | None = None
+    generated: bool = False
 
 
 class PublishedIndex(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,7 +80,8 @@ class PublishedTable(msgspec.Struct, frozen=True, kw_only=True):
 
     ``columns`` are the published ones in ``position`` order; ``primary_key`` is in index order
     and empty if there is none or not all of it is published. ``publications`` maps each
-    publication the table is in to its row filter (SQL) or None.
+    publication the table is in to its row filter (SQL) or None. ``partitions``: the leaves whose
+    rows are published as this table's, by oid.
     """
 
     schema: str
@@ -88,6 +91,7 @@ class PublishedTable(msgspec.Struct, frozen=True, kw_only=True):
     columns: tuple[PublishedColumn, ...] = ()
     primary_key: tuple[str, ...] = ()
     publications: dict[str, str | None] = {}
+    partitions: tuple[int, ...] = ()
 
     @property
     def wire_name(self) -> str:
