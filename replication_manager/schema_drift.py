@@ -1,8 +1,8 @@
 """Notices that upstream's tables are no longer those the replica was built from.
 
-Owns the comparison, and a thread that makes it every few seconds. Changes of the schema are not
-applied to the replica yet; what matters is that none goes unnoticed, because rows of another
-shape, or uniqueness that upstream gave up, would make the replica silently wrong. Anything that can
+Owns the comparison, and a thread that makes it every few seconds, for databases without event
+triggers (degraded mode). What matters there is that no change goes unnoticed, because rows of
+another shape, or uniqueness that upstream gave up, would make the replica silently wrong. Anything that can
 matter therefore ends in ResyncRequired; an index that enforces nothing cannot, and is ignored.
 """
 

@@ -3,14 +3,15 @@
 Owns the order of things (set-up, replica, slot, stream), and what follows from each failure: try
 again, sync anew, or give up. It runs in one thread of its own and never serves anybody; what
 others need to know goes through the callbacks. Invariant: a replica that cannot follow upstream is
-replaced or left as it stands, never patched up.
+replaced or left as it stands, never patched up. Changes of the schema are followed where event
+triggers announce them; without those they are looked for, and end in a new sync.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,11 +19,14 @@ import apsw
 import psycopg
 import structlog
 
+from replication_manager.backfill import Backfiller
 from replication_manager.indexes import IndexKeeper
 from replication_manager.initial_sync import SyncSettings, run_initial_sync
 from replication_manager.local_replica import require_usable
 from replication_manager.position import SlotPosition
 from replication_manager.schema_drift import SchemaWatch, drift_error, schema_differences
+from replication_manager.schema_events import SchemaEvents
+from replication_manager.schema_guard import SchemaGuard
 from replication_manager.signals import Stopped, StopSignal
 from replication_manager.slot import (
     Displaced,
@@ -183,7 +187,10 @@ class ReplicationService:
             state = read_state(connection)
         finally:
             connection.close()
-        if differences := schema_differences(tables, upstream.schema):
+        # With detection the stream will tell, at the right place between the rows.
+        if not upstream.ddl_detection and (
+            differences := schema_differences(tables, upstream.schema)
+        ):
             raise drift_error(differences)
         with connect(self._url, "slot-management") as control:
             slot = find_slot(control, self._shard, state.replica_version)
@@ -200,24 +207,32 @@ class ReplicationService:
                 name=f"zero-{self._purpose}",
                 returning=self._was_ready,
             )
-        facts = {table.wire_name: writer.facts(table.wire_name) for table in upstream.schema.tables}
         with (
             ReplicationConnection(self._url, self._purpose, self._stop) as connection,
-            SchemaWatch(self._url, upstream.publications, facts) as watch,
+            ExitStack() as stack,
             closing(SlotPosition(self._file)) as position,
+            closing(Backfiller(self._url, self._shard, writer)) as backfiller,
         ):
+            check, changed = self._watch_schema(upstream, writer, stack)
             limits = self._limits(connection)
             start = lsn_from_watermark(writer.state.version) + 1
             start_streaming(connection, slot, start, upstream.publications, self._stop)
             log.info("replication_started", slot=slot, version=writer.state.version)
             self._indexes.open(writer)
 
-            def check() -> None:
-                watch.check()
+            def housekeeping() -> None:
+                check()
                 self._improve_indexes(writer)
 
             stream = ChangeStream(
-                connection, writer, position, self._callbacks.publish, check, limits
+                connection,
+                writer,
+                position,
+                self._callbacks.publish,
+                housekeeping,
+                limits,
+                SchemaEvents(writer, self._shard, changed),
+                backfiller,
             )
             self._callbacks.publish(writer.state.version)
             if not self._was_ready:
@@ -228,6 +243,17 @@ class ReplicationService:
             except (Stopped, StreamEnded):
                 self._finish(stream)
                 raise
+
+    def _watch_schema(
+        self, upstream: Upstream, writer: ReplicaWriter, stack: ExitStack
+    ) -> tuple[Callable[[], None], Callable[[], None]]:
+        """Start who looks after the schema: what to call now and then, and after a change."""
+        if upstream.ddl_detection:
+            guard = stack.enter_context(SchemaGuard(self._url, self._shard))
+            return lambda: None, guard.wake
+        facts = {table.wire_name: writer.facts(table.wire_name) for table in upstream.schema.tables}
+        watch = stack.enter_context(SchemaWatch(self._url, upstream.publications, facts))
+        return watch.check, lambda: None
 
     def _improve_indexes(self, writer: ReplicaWriter) -> None:
         if self._indexes.work(writer, lambda: self._stop.is_set):

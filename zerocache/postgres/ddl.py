@@ -10,7 +10,7 @@ mean what this program takes them for.
 from __future__ import annotations
 
 import hashlib
-from typing import Any, LiteralString, cast
+from typing import Any
 
 import psycopg
 import structlog
@@ -77,7 +77,7 @@ def _install(
 ) -> bool:
     try:
         with connection.transaction():
-            connection.execute(cast(LiteralString, functions.replace(_NO_VERSION, version)))
+            connection.execute(functions.replace(_NO_VERSION, version))
             connection.execute(_triggers(shard))
     except psycopg.errors.InsufficientPrivilege as error:
         if before is not None:
@@ -110,7 +110,7 @@ def _functions(connection: psycopg.Connection[Any], shard: ShardNames) -> str:
         ),
     }
     queries = {
-        name: sql.SQL(cast(LiteralString, _inlined(connection, load_sql(f"{name}.sql"), parameters)))
+        name: sql.SQL(_inlined(connection, load_sql(f"{name}.sql"), parameters))
         for name in ("tables", "indexes")
     }
     script = sql.SQL(load_sql("ddl_functions.sql")).format(

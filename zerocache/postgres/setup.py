@@ -150,9 +150,9 @@ def _store_ddl_detection(
     connection: psycopg.Connection[Any], shard: ShardNames, detected: bool
 ) -> None:
     connection.execute(
-        sql.SQL(
-            'UPDATE {} SET "ddlDetection" = %s WHERE "ddlDetection" <> %s'
-        ).format(sql.Identifier(shard.shard_schema, "shardConfig")),
+        sql.SQL('UPDATE {} SET "ddlDetection" = %s WHERE "ddlDetection" <> %s').format(
+            sql.Identifier(shard.shard_schema, "shardConfig")
+        ),
         [detected, detected],
     )
 
