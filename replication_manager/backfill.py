@@ -27,7 +27,7 @@ from zerocache.errors import ZerocacheError
 from zerocache.postgres.connection import connect
 from zerocache.postgres.introspection import read_published_schema
 from zerocache.postgres.shard import ShardNames
-from zerocache.protocol.versions import Lsn, lsn_from_watermark
+from zerocache.protocol.versions import Lsn, lsn_from_watermark, watermark_from_lsn
 from zerocache.replica.copy_text import decode_columns, parse_rows
 from zerocache.replica.published import PublishedTable
 from zerocache.replica.refresh import TableRefresh
@@ -160,6 +160,8 @@ class _Pass:
     refresh: TableRefresh
     reader: _Reader
     snapshot: Snapshot | None = None
+    # Whether the first chunk was merged.
+    begun: bool = False
     rows: int = 0
 
 
@@ -254,10 +256,10 @@ class Backfiller:
 
     def _merge(self, running: _Pass, item: Rows) -> bool:
         refresh = running.refresh
-        if not refresh.has_key:
+        if not refresh.is_possible:
             self._retry_later(running, None)
             return False
-        self._writer.begin_transaction(self._writer.next_minor())
+        self._begin_transaction(running)
         refresh.apply(item.rows)
         self._writer.end_transaction()
         self._writer.commit()
@@ -266,8 +268,8 @@ class Backfiller:
 
     def _finish(self, running: _Pass) -> bool:
         table = running.refresh.facts.table.wire_name
-        self._writer.begin_transaction(self._writer.next_minor())
-        complete = not running.refresh.has_key or running.refresh.finish()
+        self._begin_transaction(running)
+        complete = not running.refresh.is_possible or running.refresh.finish()
         if complete:
             self._writer.end_refresh()
         self._writer.end_transaction()
@@ -281,12 +283,19 @@ class Backfiller:
             self._repeat(running)
         return True
 
+    def _begin_transaction(self, running: _Pass) -> None:
+        self._writer.begin_transaction(self._writer.next_minor())
+        if not running.begun and running.snapshot is not None:
+            running.begun = True
+            running.refresh.begin(watermark_from_lsn(running.snapshot.position))
+
     def _repeat(self, running: _Pass) -> None:
         """Another pass for the rows that changed too fast; what is good stays good."""
         running.reader.close()
         running.refresh.watch.next_pass()
         running.reader = _Reader(self._url, self._shard, running.oid)
         running.snapshot = None
+        running.begun = False
 
     def _retry_later(self, running: _Pass, error: Exception | None) -> None:
         wait_s = self._backoff_s.get(running.oid, _FIRST_BACKOFF_S)

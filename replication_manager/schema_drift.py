@@ -2,8 +2,9 @@
 
 Owns the comparison, and a thread that makes it every few seconds, for databases without event
 triggers (degraded mode). What matters there is that no change goes unnoticed, because rows of
-another shape, or uniqueness that upstream gave up, would make the replica silently wrong. Anything that can
-matter therefore ends in ResyncRequired; an index that enforces nothing cannot, and is ignored.
+another shape, or uniqueness that upstream gave up, would make the replica silently wrong. Anything
+that can matter therefore ends in ResyncRequired; an index that enforces nothing cannot, and is
+ignored.
 """
 
 from __future__ import annotations

@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from replication_manager.backfill import Backfiller
 from replication_manager.position import SlotPosition
+from replication_manager.schema_events import SchemaEvents
 from replication_manager.stream import ChangeStream, StreamLimits
 from replication_manager.walsender import StreamEnded
+from zerocache.postgres.shard import ShardNames
 from zerocache.protocol.versions import Watermark, watermark_from_lsn
 from zerocache.replica.bulk import BulkLoader
 from zerocache.replica.layout import ReplicaConfig
@@ -117,6 +120,12 @@ def replica(tmp_path: Path) -> Replica:
     return Replica(path, ReplicaWriter(path))
 
 
+def _ddl(writer: ReplicaWriter) -> tuple[SchemaEvents, Backfiller]:
+    """What follows changes of the schema, of which these scripts have none."""
+    shard = ShardNames("zero")
+    return SchemaEvents(writer, shard), Backfiller("postgresql://nobody", shard, writer)
+
+
 def _run(
     replica: Replica, *script: bytes | float | None, limits: StreamLimits | None = None
 ) -> tuple[list[int], list[Watermark]]:
@@ -130,6 +139,7 @@ def _run(
         published.append,
         lambda: None,
         limits or StreamLimits(),
+        *_ddl(replica.writer),
         monotonic=lambda: connection.now,
     )
     with pytest.raises(_Ended):
@@ -213,6 +223,7 @@ def test_silence_of_the_server_ends_the_stream(replica: Replica) -> None:
         lambda _: None,
         lambda: None,
         StreamLimits(inbound_timeout_s=120),
+        *_ddl(replica.writer),
         monotonic=lambda: connection.now,
     )
     with pytest.raises(StreamEnded):

@@ -72,7 +72,7 @@ class TableRefresh:
     """Passes over one table. ``silent``: what readers can see does not change, so rows get neither
     log entries nor a new version; a reset ends the backfill anyway.
 
-    * :meth:`apply` and :meth:`finish` run inside an open transaction of the writer;
+    * :meth:`begin`, :meth:`apply` and :meth:`finish` run inside an open transaction of the writer;
     * the facts never change: after a schema change a new object is needed.
     """
 
@@ -84,8 +84,10 @@ class TableRefresh:
         self._log = log
         self._silent = silent
         key = identity_key(facts) or row_key(facts)
-        # Without a key rows cannot be matched: only an empty table can be backfilled.
-        self.has_key = key is not None
+        # Without a key rows cannot be matched. If upstream has no way to change them either, there
+        # are only inserts, whose versions say whether the snapshot has them.
+        self._insert_only = key is None and facts.table.replica_identity == "d"
+        self.is_possible = key is not None or self._insert_only
         names = [column.name for column in facts.table.columns]
         self.watch = RowWatch(key or ())
         self._table = facts.table.wire_name
@@ -112,10 +114,24 @@ class TableRefresh:
         ]
         self._names = names
 
+    def begin(self, position: str) -> None:
+        """Before the first row of a pass; ``position``: the snapshot's, as a version."""
+        if self._insert_only:
+            older = self._cursor.execute(
+                f"SELECT rowid FROM {self._quoted} "  # noqa: S608 - quoted
+                f"WHERE {quote(VERSION_COLUMN)} < ?",
+                (position,),
+            )
+            for rowid in [row[0] for row in older]:
+                self._delete(rowid)
+
     def apply(self, rows: Iterable[Sequence[SQLiteValue]]) -> None:
         """Merge rows of the snapshot, values in the order of the table's facts."""
         watch = self.watch
         for row in rows:
+            if self._insert_only:
+                self._add(row)
+                continue
             key = tuple(row[at] for at in self._key)
             found = self._cursor.execute(self._find, key).fetchone()
             if found is None:
@@ -130,6 +146,8 @@ class TableRefresh:
 
     def finish(self) -> bool:
         """Delete what the snapshot does not have; False if another pass is needed."""
+        if self._insert_only:
+            return True
         complete = True
         gone = []
         for (rowid,) in self._cursor.execute(f"SELECT rowid FROM {self._quoted}"):  # noqa: S608

@@ -281,7 +281,7 @@ class ReplicaWriter:
         Only between transactions. ``apsw.InterruptError`` once ``interrupted`` returns True; like
         after any other exception nothing is changed then.
         """
-        if self._connection.in_transaction:
+        if self.in_transaction:
             raise ReplicaError(
                 "the automatic indexes cannot be changed inside a transaction: building one may "
                 "fail, and must not take rows with it; commit first"
