@@ -10,6 +10,7 @@ from math import inf
 
 _MAX_SAFE = 2**53 - 1
 _MAX_INT64 = 2**63 - 1
+_MAX_DIGITS = 20
 
 
 def decode_bool(text: str) -> int:
@@ -31,7 +32,8 @@ def decode_float(text: str) -> int | float | None:
 def decode_numeric(text: str) -> int | float | None:
     """numeric: exact if integral and within 64 bits, else the nearest double."""
     whole, _, fraction = text.partition(".")
-    if not fraction.strip("0") and whole.lstrip("-").isdigit():
+    # Python refuses to convert thousands of digits; more than 20 exceed 64 bits anyway.
+    if len(whole) <= _MAX_DIGITS and not fraction.strip("0") and whole.lstrip("-").isdigit():
         integer = int(whole)
         return integer if -_MAX_INT64 - 1 <= integer <= _MAX_INT64 else _finite(float(text))
     return _finite(float(text))
