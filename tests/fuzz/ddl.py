@@ -72,9 +72,9 @@ class Writer:
         try:
             with self._db.transaction():
                 self._db.execute(statement.encode())
-        except (psycopg.errors.DatabaseError, psycopg.errors.DataError) as error:
-            if isinstance(error, psycopg.OperationalError):
-                raise
+        except psycopg.Error as error:
+            if error.sqlstate is None:
+                raise  # the connection is gone
             self.history.append(f"-- failed: {statement}")
         else:
             self.history.append(statement)
@@ -111,7 +111,10 @@ class Writer:
         if len(tables) < 2 or (len(tables) < 6 and rng.random() < 0.15):
             return self._create()
         table = rng.choice(tables)
-        column, kind = rng.choice(self._columns(table))
+        columns = self._columns(table)
+        if len(columns) < 2:  # a table without columns says nothing
+            return f'ALTER TABLE "{table}" ADD {self._name("c")} {rng.choice(_TYPES)}'
+        column, kind = rng.choice(columns)
         new, new_kind = self._name("c"), rng.choice(_TYPES)
         alter = f'ALTER TABLE "{table}"'
         default = rng.choice(("", f" DEFAULT {rng.choice(_DEFAULTS[new_kind])}"))
