@@ -13,6 +13,7 @@ All of it is in memory: a restart begins a new pass, and needs nothing of the ol
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import apsw
 
@@ -133,16 +134,17 @@ class TableRefresh:
                 self._add(row)
                 continue
             key = tuple(row[at] for at in self._key)
-            found = self._cursor.execute(self._find, key).fetchone()
-            if found is None:
+            # All of the answer is read: a statement left open would block checkpoints.
+            answer: list[Any] = self._cursor.execute(self._find, key).fetchall()
+            if not answer:
                 if key not in watch.deleted:
                     self._add(row)
-            elif watch.is_good(found[0]) or watch.is_touched(found[0]):
                 continue
-            else:
-                if not _same(found[1:], row):
-                    self._change(found[0], row)
-                watch.mark_good(found[0])
+            rowid, *stored = answer[0]
+            if not watch.is_good(rowid) and not watch.is_touched(rowid):
+                if not _same(stored, row):
+                    self._change(rowid, row)
+                watch.mark_good(rowid)
 
     def finish(self) -> bool:
         """Delete what the snapshot does not have; False if another pass is needed."""
