@@ -1,4 +1,4 @@
-"""Schema changes follow the rows around them; oracles: upstream's rows, a freshly synced replica."""
+"""Schema changes follow the rows around them; oracles: upstream, a freshly synced replica."""
 
 # ruff: noqa: S608 - the SQL of tests is made of constants
 
