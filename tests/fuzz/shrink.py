@@ -50,7 +50,9 @@ def _cuts(scenario: Scenario) -> Iterator[Scenario]:
             yield replace(scenario, rows={**scenario.rows, name: fewer})
     for i, asked in enumerate(scenario.queries):
         for query in _simpler(asked.query):
-            yield replace(scenario, queries=_put(scenario.queries, i, replace(asked, query=query)))
+            yield replace(
+                scenario, queries=_put(scenario.queries, i, replace(asked, query=query))
+            )
         if asked.since:
             yield replace(scenario, queries=_put(scenario.queries, i, replace(asked, since=0)))
     for name, table in scenario.tables.items():
