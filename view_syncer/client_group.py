@@ -28,7 +28,7 @@ from view_syncer.auth import require_pinned
 from view_syncer.context import ConnectionContext
 from view_syncer.cvr.record import ConfigChange, GroupRecord, QueryHash
 from view_syncer.cvr.store import ConcurrentModification, RecordStore, StoreUnavailable
-from view_syncer.engine_host import EngineHost, GroupUpdate, Reconciled
+from view_syncer.engine_host import EngineHost, GroupUpdate, Prepared, Reconciled
 from view_syncer.ivm.encode import ClientTables
 from view_syncer.poke import PokeBody
 from view_syncer.queries import QuerySource, Wanted
@@ -66,6 +66,16 @@ class Services:
     internal_schemas: frozenset[str]
     on_empty: Callable[[ClientGroup], None]
     on_deleted_clients: Callable[[ClientGroup, list[str], ConnectionContext], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Inspected:
+    """What the inspector may look at, and must not change. ``asts`` of the running queries."""
+
+    record: GroupRecord
+    asts: Mapping[QueryHash, bytes]
+    tables: ClientTables | None
+    ttl_now_ms: float
 
 
 class ClientGroup:
@@ -300,6 +310,9 @@ class ClientGroup:
         """Raise ``Unauthorized`` for anybody but the pinned user."""
         if self.pinned_user is not None:
             require_pinned(self.pinned_user[0], user_id)
+
+    def inspected(self) -> Inspected:
+        return Inspected(self._record, self._running, self._tables, self.ttl_now_ms())
 
     # -- advances ------------------------------------------------------------------------------
 
@@ -546,9 +559,13 @@ class ClientGroup:
     async def _apply(self, wanted: Wanted, expired: list[QueryHash]) -> None:
         add = {h: q for h, (key, q) in wanted.queries.items() if self._running.get(h) != key}
         remove = [h for h in self._running if h not in wanted.queries]
-        if add or remove or expired or self._cold:
+        if not (add or remove or expired or self._cold):
+            return
+        assert self._tables is not None
+        # Hydrating may take long, so it comes before the hold: pokes of running queries go on.
+        async with self._services.engine.prepared(self._tables, add) as prepared:
             with _Hold(self):
-                await self._switch(wanted, add, remove, expired)
+                await self._switch(wanted, add, remove, expired, prepared)
 
     async def _switch(
         self,
@@ -556,12 +573,13 @@ class ClientGroup:
         add: Mapping[QueryHash, Any],
         remove: list[QueryHash],
         expired: list[QueryHash],
+        prepared: Prepared,
     ) -> None:
         assert self._tables is not None
         queries = self._services.queries
         internal = {} if self._internal_running else queries.internal(self.group_id)
         result = await self._of_engine(
-            self._services.engine.reconcile(self, self._tables, add, remove, internal)
+            self._services.engine.reconcile(self, self._tables, add, remove, internal, prepared)
         )
         self._internal_running = True
         self._drain(result.version)

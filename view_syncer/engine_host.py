@@ -9,21 +9,27 @@ Never does I/O but SQLite; never touches a connection.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import apsw
 import msgspec
 import structlog
 
+from view_syncer.hydrator import Hydrator
 from view_syncer.ivm.encode import ClientTables, RowPatch
 from view_syncer.ivm.engine import Advance, Engine, Subscription
+from view_syncer.ivm.hydration import EncodedRows, Hydration, HydrationLimits, HydrationRequest
 from view_syncer.ivm.pipeline import Pipeline
 from zerocache.errors import QueryError
 from zerocache.protocol.versions import Watermark
+from zerocache.replica.auto_index import IndexWish
 from zerocache.replica.schema import ReplicaSchema
 from zerocache.zql.ast import Query
 
@@ -83,6 +89,14 @@ class FullView:
     internal: dict[QueryKey, list[str]]
 
 
+@dataclass(slots=True)
+class Prepared:
+    """Queries hydrated ahead of a reconciliation, and those that cannot be served."""
+
+    hydrations: list[Hydration] = field(default_factory=list)
+    failed: dict[QueryKey, QueryError] = field(default_factory=dict)
+
+
 class Group(Protocol):
     """What the host needs of a client group: identity only."""
 
@@ -105,6 +119,8 @@ class EngineHost:
 
     * :meth:`notify` asks for an advance; requests that pile up are coalesced;
     * ``on_advance`` and ``on_fatal`` are called on the event loop;
+    * ``on_wishes`` hears, there too, which indexes a plan misses or uses of the engine's own, some
+      time after its first hydration and at every :meth:`examine_plans`;
     * the replica file may be replaced under it (a resync): it is reopened and everything reset.
     """
 
@@ -113,10 +129,13 @@ class EngineHost:
         path: str | Path,
         on_advance: Callable[[WorkerAdvance], None],
         on_fatal: Callable[[BaseException], None],
+        on_wishes: Callable[[list[IndexWish]], None] | None = None,
+        limits: HydrationLimits = HydrationLimits(),  # noqa: B008 (immutable)
     ) -> None:
         self._path = Path(path)
         self._on_advance = on_advance
         self._on_fatal = on_fatal
+        self._on_wishes = on_wishes
         self._loop = asyncio.get_running_loop()
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._advance_requested = threading.Event()
@@ -124,12 +143,14 @@ class EngineHost:
         self._inode = self._path.stat().st_ino
         self._groups: dict[Group, _GroupQueries] = {}
         self._readers: dict[Pipeline, dict[Group, set[QueryKey]]] = {}
+        self._hydrator = Hydrator(self._path, limits)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
     async def close(self) -> None:
+        await self._hydrator.close()
         self._jobs.put(None)
         await asyncio.to_thread(self._thread.join)
 
@@ -143,6 +164,25 @@ class EngineHost:
         """(version, replica version, schema) of the engine."""
         return await self._call(lambda e: (e.version, e.replica_version, e.schema))
 
+    @contextlib.asynccontextmanager
+    async def prepared(
+        self, client: ClientTables, queries: Mapping[QueryKey, Query]
+    ) -> AsyncIterator[Prepared]:
+        """Hydrate those of ``queries`` that nobody runs, on other threads, for a
+        :meth:`reconcile` inside the block. The engine goes on advancing meanwhile."""
+        prepared = Prepared()
+        try:
+            requests = await self._call(lambda e: _requests(e, client, queries, prepared.failed))
+            results = await asyncio.gather(*map(self._hydrator.hydrate, requests.values()))
+            for key, result in zip(requests, results, strict=True):
+                if isinstance(result, QueryError):
+                    prepared.failed[key] = result
+                else:
+                    prepared.hydrations.append(result)
+            yield prepared
+        finally:
+            self._hydrator.release(prepared.hydrations)
+
     async def reconcile(
         self,
         group: Group,
@@ -150,12 +190,14 @@ class EngineHost:
         add: Mapping[QueryKey, Query],
         remove: Iterable[QueryKey],
         internal: Mapping[QueryKey, tuple[Query, ClientTables]] | None = None,
+        prepared: Prepared | None = None,
     ) -> Reconciled:
         """Start and stop queries of a group. A key in both ``add`` and the running set is
         replaced; its rows are only sent as far as they differ."""
         removed = set(remove)
+        ready = prepared or Prepared()
         return await self._call(
-            lambda e: self._reconcile(e, group, client, add, removed, internal or {})
+            lambda e: self._reconcile(e, group, client, add, removed, internal or {}, ready)
         )
 
     async def full_view(self, group: Group, client: ClientTables) -> FullView:
@@ -164,6 +206,20 @@ class EngineHost:
     async def drop(self, group: Group) -> None:
         """Release all queries of a group."""
         await self._call(lambda e: self._drop(e, group))
+
+    async def row_counts(self, group: Group) -> dict[QueryKey, int]:
+        """How many rows each running query of a group has."""
+
+        def count(_: Engine) -> dict[QueryKey, int]:
+            queries = self._groups.get(group)
+            running = {} if queries is None else queries.client
+            return {key: s.pipeline.row_count() for key, s in running.items()}
+
+        return await self._call(count)
+
+    def examine_plans(self) -> None:
+        """Look at every running plan again: tables grow, and wishes are forgotten."""
+        self._jobs.put(lambda: self._examine_later(self._engine.pipeline_of_each_plan()))
 
     async def read(self, function: Callable[[Engine], T]) -> T:
         """Run a read-only function on the engine thread."""
@@ -181,6 +237,7 @@ class EngineHost:
                 self._post(_fail, future, error)
             else:
                 self._post(_resolve, future, result)
+            self._examine_later(self._engine.take_new_plans())
 
         self._jobs.put(job)
         return await future
@@ -198,6 +255,26 @@ class EngineHost:
             self._post(self._on_fatal, error)
         finally:
             self._engine.close()
+
+    def _examine_later(self, pipelines: Iterable[Pipeline]) -> None:
+        """One job each, behind whatever waits already."""
+        if self._on_wishes is not None:
+            for pipeline in pipelines:
+                self._jobs.put(partial(self._examine, pipeline))
+
+    def _examine(self, pipeline: Pipeline) -> None:
+        try:
+            examination = self._engine.examine(pipeline)
+            used = examination.used(self._engine.db)
+        except apsw.SQLError as error:
+            # The plan is of a schema that is gone; its successor is examined in its turn.
+            log.info("plan_not_examined", reason=str(error))
+            return
+        wishes = [advice.wish for advice in examination.advice]
+        wishes += [IndexWish(i.table, (), i.columns) for i in used if i.automatic]
+        if wishes:
+            assert self._on_wishes is not None
+            self._post(self._on_wishes, wishes)
 
     def _advance(self) -> None:
         self._advance_requested.clear()
@@ -277,14 +354,18 @@ class EngineHost:
         add: Mapping[QueryKey, Query],
         remove: set[QueryKey],
         internal: Mapping[QueryKey, tuple[Query, ClientTables]],
+        prepared: Prepared,
     ) -> Reconciled:
+        engine = self._adopt(engine, prepared)
         queries = self._groups.setdefault(group, _GroupQueries())
         before = queries.held()
         retired = [
             (key, queries.client.pop(key)) for key in [*remove, *add] if key in queries.client
         ]
-        failed: dict[QueryKey, QueryError] = {}
+        failed: dict[QueryKey, QueryError] = dict(prepared.failed)
         for key, query in add.items():
+            if key in failed:
+                continue
             try:
                 queries.client[key] = self._join(engine, group, key, query, client)
             except QueryError as error:
@@ -293,13 +374,26 @@ class EngineHost:
         for key, (query, tables) in internal.items():
             queries.internal[key] = self._join(engine, group, key, query, tables)
             result.internal[key] = engine.rows(queries.internal[key])
+        for hydration in prepared.hydrations:
+            engine.drop_unused(hydration.pipeline)
         after = queries.held()
-        result.puts = self._encode_new(engine, group, client, before, after, result)
+        ready = [hydration.encoded for hydration in prepared.hydrations]
+        result.puts = self._encode_new(engine, group, client, before, after, result, ready)
         gone = {t: rows - after.get(t, set()) for t, rows in before.items()}
         result.dels = [text for _, _, text in engine.deletions(client, gone)]
         for key, subscription in retired:
             self._leave(engine, group, key, subscription)
         return result
+
+    def _adopt(self, engine: Engine, prepared: Prepared) -> Engine:
+        """Take in what was hydrated elsewhere; returns the engine, which may be a new one if the
+        replica was replaced."""
+        behind = any(h.reader.version > engine.version for h in prepared.hydrations)
+        if behind:
+            self._advance()
+        for hydration in prepared.hydrations:
+            self._engine.adopt(hydration)
+        return self._engine
 
     def _encode_new(
         self,
@@ -309,11 +403,12 @@ class EngineHost:
         before: Mapping[str, set[int]],
         after: Mapping[str, set[int]],
         result: Reconciled,
+        ready: list[EncodedRows],
     ) -> list[str]:
         """Rows only the new queries brought. If some cannot be sent, find out whose they are."""
         fresh = {t: rows - before.get(t, set()) for t, rows in after.items()}
         try:
-            return engine.encode_rows(client, fresh)
+            return engine.encode_rows(client, fresh, ready)
         except QueryError:
             puts: list[str] = []
             queries = self._groups[group]
@@ -367,6 +462,25 @@ class EngineHost:
             if not readers:
                 del self._readers[pipeline]
         engine.unsubscribe(subscription)
+
+
+def _requests(
+    engine: Engine,
+    client: ClientTables,
+    queries: Mapping[QueryKey, Query],
+    failed: dict[QueryKey, QueryError],
+) -> dict[QueryKey, HydrationRequest]:
+    """What must be hydrated for ``queries``; those that make no sense go into ``failed``."""
+    requests: dict[QueryKey, HydrationRequest] = {}
+    for key, query in queries.items():
+        try:
+            request = engine.request(query, client)
+        except QueryError as error:
+            failed[key] = error
+        else:
+            if isinstance(request, HydrationRequest):
+                requests[key] = request
+    return requests
 
 
 def _stays(pipeline: Pipeline, table: str, rowid: int, advance: Advance) -> bool:

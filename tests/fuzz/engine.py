@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import random
 import shutil
+import signal
 import tempfile
 import time
 import traceback
@@ -112,6 +113,7 @@ def main() -> int:
     parser.add_argument("--failures", type=int, default=1, help="stop after so many")
     parser.add_argument("--replay", type=Path, help="judge one scenario from a file")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that PostgreSQL is ended too
     if options.replay is None:
         seed = options.seed or f"{random.SystemRandom().getrandbits(32):08x}"
         return fuzz(options.minutes, seed, options.failures)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Protocol, TypeAlias
 
 import apsw
@@ -17,10 +18,13 @@ import msgspec
 
 from view_syncer.ivm.plan import Level, Partition, partition_of
 from view_syncer.ivm.window import Entry, Window, make_entry
+from zerocache.errors import QueryError
 from zerocache.zql.shape import SqlValue
 
 Values: TypeAlias = tuple[Any, ...]
 Params: TypeAlias = Mapping[str, SqlValue]
+
+_CHUNK_ROWS = 10_000
 
 ROOT_PARTITION: Partition = ""
 """The one partition of a root level."""
@@ -52,8 +56,10 @@ class LevelState(Protocol):
     ) -> LevelDelta: ...
 
 
-def level_state(level: Level, params: Params) -> LevelState:
-    return PlainLevel(level, params) if level.limit is None else WindowLevel(level, params)
+def level_state(level: Level, params: Params, max_rows: int = 0) -> LevelState:
+    """``max_rows``: beyond this many members hydrating fails with :class:`QueryError`."""
+    kind = PlainLevel if level.limit is None else WindowLevel
+    return kind(level, params, max_rows)
 
 
 def rowid_array(rowids: Iterable[int]) -> Any:
@@ -66,9 +72,10 @@ def encode_partitions(partitions: Collection[Partition]) -> str:
 
 
 class _Base:
-    def __init__(self, level: Level, params: Params) -> None:
+    def __init__(self, level: Level, params: Params, max_rows: int = 0) -> None:
         self.level = level
         self.params = params
+        self._max_rows = max_rows
         self.members: dict[int, Values] = {}
         # Where in a row's values its selected columns begin.
         self.offset = 0
@@ -106,8 +113,8 @@ class _Base:
 class PlainLevel(_Base):
     """A level without limit: every matching row of every supported partition is a member."""
 
-    def __init__(self, level: Level, params: Params) -> None:
-        super().__init__(level, params)
+    def __init__(self, level: Level, params: Params, max_rows: int = 0) -> None:
+        super().__init__(level, params, max_rows)
         # Rows by partition, so that a partition can leave without a query. Not for roots.
         self._by_partition: dict[Partition, set[int]] = {}
 
@@ -150,14 +157,24 @@ class PlainLevel(_Base):
     def _rows_of(
         self, db: apsw.Connection, partitions: Collection[Partition]
     ) -> Iterable[tuple[int, Values]]:
-        if self.level.parent is None:
-            rows = self._fetch(db, self.level.sql_all)
-        elif partitions:
-            rows = self._fetch(db, self.level.sql_all, parts=encode_partitions(partitions))
-        else:
-            return
-        for row in rows:
-            yield row[0], row[1:]
+        inputs: dict[str, Any] = dict(self.params)
+        if self.level.parent is not None:
+            if not partitions:
+                return
+            inputs["parts"] = encode_partitions(partitions)
+        cursor = db.execute(self.level.sql_all, inputs)
+        count = len(self.members)
+        # In chunks, so that a query without a limit is stopped before it fills the memory.
+        while chunk := list(islice(cursor, _CHUNK_ROWS)):
+            count += len(chunk)
+            if self._max_rows and count > self._max_rows:
+                raise QueryError(
+                    f"the query needs more than {self._max_rows} rows of table "
+                    f"{self.level.table!r}; give it a limit or a filter, or raise "
+                    "ZEROCACHE_MAX_ROWS_PER_QUERY"
+                )
+            for row in chunk:
+                yield row[0], row[1:]
 
     def _add(self, rowid: int, values: Values) -> None:
         self.members[rowid] = values
@@ -183,8 +200,8 @@ class WindowLevel(_Base):
     Values are window entries: the correlation and link columns stand at their end.
     """
 
-    def __init__(self, level: Level, params: Params) -> None:
-        super().__init__(level, params)
+    def __init__(self, level: Level, params: Params, max_rows: int = 0) -> None:
+        super().__init__(level, params, max_rows)
         assert level.limit is not None
         self._limit = level.limit
         self._order = level.order_positions
@@ -282,9 +299,10 @@ class WindowLevel(_Base):
             self._reserve.pop(dropped[self.offset - 1], None)
 
     def _refetch(self, db: apsw.Connection, partition: Partition, delta: LevelDelta) -> None:
+        successor = self._windows[partition].successor()
         self._lose(partition, delta)
-        self._load(db, [partition])
-        self._enter(self._windows[partition].visible(), delta)
+        self._load(db, [partition], successor)
+        self._enter(successor.visible(), delta)
 
     def _lose(self, partition: Partition, delta: LevelDelta) -> None:
         window = self._windows.pop(partition, None)
@@ -317,12 +335,19 @@ class WindowLevel(_Base):
 
     # -- loading --------------------------------------------------------------------------------
 
-    def _load(self, db: apsw.Connection, partitions: Collection[Partition]) -> None:
-        """Fetch the beginning of each partition; all its rows start in the reserve."""
+    def _load(
+        self,
+        db: apsw.Connection,
+        partitions: Collection[Partition],
+        window: Window | None = None,
+    ) -> None:
+        """Fetch the beginning of each partition; all its rows start in the reserve. ``window`` is
+        what to fill if it is a single one."""
         if not partitions:
             return
+        sample = window or self._window()
         entries: dict[Partition, list[Entry]] = {p: [] for p in partitions}
-        for row in self._beginnings(db, partitions):
+        for row in self._beginnings(db, partitions, sample.capacity):
             entry = self._values(row)
             partition_ = self._partition(entry)
             assert partition_ is not None
@@ -330,8 +355,11 @@ class WindowLevel(_Base):
             self._reserve[row[0]] = entry
         for partition, found in entries.items():
             found.sort()
-            window = self._windows[partition] = Window(self._limit, self.offset)
-            window.load(found)
+            target = self._windows[partition] = window or self._window()
+            target.load(found)
+
+    def _window(self) -> Window:
+        return Window(self._limit, self.offset)
 
     def _show(self, entries: Iterable[Entry]) -> None:
         for entry in entries:
@@ -340,9 +368,8 @@ class WindowLevel(_Base):
             del self._reserve[rowid]
 
     def _beginnings(
-        self, db: apsw.Connection, partitions: Collection[Partition]
+        self, db: apsw.Connection, partitions: Collection[Partition], limit: int
     ) -> list[tuple[Any, ...]]:
-        limit = Window(self._limit, self.offset).capacity
         if len(partitions) > 1:
             parts = encode_partitions(partitions)
             return self._fetch(db, self.level.sql_windows, parts=parts, limit=limit)

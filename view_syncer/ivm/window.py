@@ -19,6 +19,8 @@ from typing import Any, TypeAlias
 from view_syncer.ivm.plan import WINDOW_RESERVE
 from zerocache.zql.shape import SqlValue
 
+MAX_RESERVE = 640
+
 Entry: TypeAlias = tuple[Any, ...]
 BEFORE_ALL: Entry = ()
 """Sorts before every entry."""
@@ -88,17 +90,20 @@ class Window:
     * the visible rows are the first ``limit`` entries.
     """
 
-    __slots__ = ("_key", "bound", "entries", "limit")
+    __slots__ = ("_key", "bound", "entries", "limit", "reserve")
 
-    def __init__(self, limit: int, key_length: int) -> None:
+    def __init__(self, limit: int, key_length: int, reserve: int = 0) -> None:
         self.limit = limit
+        self.reserve = reserve or min(WINDOW_RESERVE, max(1, limit))
         self._key = key_length  # parts of an entry up to and including the rowid
         self.entries: list[Entry] = []
         self.bound: Entry | None = None
 
-    @property
-    def reserve(self) -> int:
-        return min(WINDOW_RESERVE, max(1, self.limit))
+    def successor(self) -> Window:
+        """The window to fetch when this one ran dry: rows leave it faster than they come, so it
+        gets twice the reserve and the next fetch is that much farther away."""
+        reserve = min(2 * self.reserve, max(MAX_RESERVE, self.reserve))
+        return Window(self.limit, self._key, reserve)
 
     @property
     def capacity(self) -> int:
