@@ -111,6 +111,8 @@ def hydrate_and_encode(engine: Engine, asked: Query) -> tuple[float, int, Subscr
 
 def hydration(bench: Bench) -> Iterator[Metric]:
     engine = bench.engine()
+    # The SQL generator's own first use is part of a process's start, not of a query.
+    engine.subscribe(query("labels", limit=1), engine_replica.client_tables())
     for name, make in (("100-row ordered page", page), ("100 issues, comments, labels", tree)):
         # A shape's statements are compiled once; its first instance pays for that.
         cold, _, subscription = hydrate_and_encode(engine, make(99))
@@ -254,7 +256,9 @@ def large_transaction(bench: Bench) -> Iterator[Metric]:
 def memory(bench: Bench) -> Iterator[Metric]:
     engine = bench.engine()
     client = engine_replica.client_tables()
-    engine.unsubscribe(engine.subscribe(page(1), client))
+    # The shapes' plans are shared by all their instances: made before the measurement.
+    for asked in (query("issues", where=_between(-2, -1)), _window(0)):
+        engine.unsubscribe(engine.subscribe(asked, client))
     gc.collect()
     tracemalloc.start()
     kept = [
@@ -264,12 +268,17 @@ def memory(bench: Bench) -> Iterator[Metric]:
     per_plain = tracemalloc.get_traced_memory()[0] / len(kept)
     tracemalloc.stop()
     tracemalloc.start()
-    kept += [engine.subscribe(page(1000 + n), client) for n in range(10)]
+    kept += [engine.subscribe(_window(n), client) for n in range(1, 11)]
     per_window = tracemalloc.get_traced_memory()[0] / 10
     tracemalloc.stop()
     yield Metric("memory", "pipeline of 1,000 rows", per_plain / 1000, "KB")
     yield Metric("memory", "window of 1,000 rows", per_window / 1000, "KB")
     engine.close()
+
+
+def _window(votes: int) -> Query:
+    order = [["modified", "desc"]]
+    return query("issues", where=column("votes", "<", 10**9 + votes), orderBy=order, limit=1000)
 
 
 def _between(low: int, high: int) -> dict[str, object]:

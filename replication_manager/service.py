@@ -8,6 +8,7 @@ replaced or left as it stands, never patched up.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -18,6 +19,7 @@ import apsw
 import psycopg
 import structlog
 
+from replication_manager.applier import Applier
 from replication_manager.indexes import IndexKeeper
 from replication_manager.initial_sync import SyncSettings, run_initial_sync
 from replication_manager.local_replica import require_usable
@@ -214,10 +216,16 @@ class ReplicationService:
 
             def check() -> None:
                 watch.check()
-                self._improve_indexes(writer)
+                self._improve_indexes(writer, limits)
 
             stream = ChangeStream(
-                connection, writer, position, self._callbacks.publish, check, limits
+                connection,
+                writer,
+                Applier(writer, watch.confirm),
+                position,
+                self._callbacks.publish,
+                check,
+                limits,
             )
             self._callbacks.publish(writer.state.version)
             if not self._was_ready:
@@ -229,8 +237,10 @@ class ReplicationService:
                 self._finish(stream)
                 raise
 
-    def _improve_indexes(self, writer: ReplicaWriter) -> None:
-        if self._indexes.work(writer, lambda: self._stop.is_set):
+    def _improve_indexes(self, writer: ReplicaWriter, limits: StreamLimits) -> None:
+        # The server hears nothing from this thread meanwhile.
+        at_most_s = limits.wal_sender_timeout_s / 3 or math.inf
+        if self._indexes.work(writer, lambda: self._stop.is_set, at_most_s):
             # Announced again, the version makes workers look at the file anew.
             version = writer.state.version
             self._callbacks.publish(version)

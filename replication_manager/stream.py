@@ -59,6 +59,7 @@ class ChangeStream:
         self,
         connection: ReplicationConnection,
         writer: ReplicaWriter,
+        applier: Applier,
         position: SlotPosition,
         publish: Callable[[Watermark], None],
         check: Callable[[], None],
@@ -68,7 +69,7 @@ class ChangeStream:
         self._connection = connection
         self._writer = writer
         self._position = position
-        self._applier = Applier(writer)
+        self._applier = applier
         self._publish = publish
         self._check = check
         self._limits = limits

@@ -17,6 +17,7 @@ from tests.view_syncer.ivm.group import Group
 from tests.view_syncer.ivm.replica import Replica
 from view_syncer.ivm.encode import ClientTables
 from view_syncer.ivm.engine import Engine, Subscription
+from view_syncer.ivm.hydration import Hydration, HydrationLimits, HydrationRequest, hydrate
 from view_syncer.ivm.pipeline import Pipeline
 from zerocache.zql import ast
 from zerocache.zql.shape import Const
@@ -56,6 +57,7 @@ def _play(scenario: Scenario, replica: Replica, count: Count) -> None:
     try:
         groups = [Group(engine, client_tables(scenario, i)) for i in range(len(scenario.clients))]
         for number in range(len(scenario.steps) + 1):
+            prepared = _prepare(scenario, replica.path, groups, number)
             if number:
                 step = scenario.steps[number - 1]
                 replica.commit(*step)
@@ -63,7 +65,7 @@ def _play(scenario: Scenario, replica: Replica, count: Count) -> None:
                 for group in groups:
                     group.receive(advance)
                 count.changes += sum(map(len, step))
-            _switch(scenario, groups, number)
+            _switch(scenario, groups, number, prepared)
             _compare(scenario, replica.path, engine, groups, number, count)
             count.steps += 1
         for i, asked in enumerate(scenario.queries):
@@ -81,15 +83,33 @@ def _play(scenario: Scenario, replica: Replica, count: Count) -> None:
         engine.close()
 
 
-def _switch(scenario: Scenario, groups: list[Group], step: int) -> None:
+def _prepare(
+    scenario: Scenario, path: Path, groups: list[Group], step: int
+) -> dict[str, Hydration]:
+    """Hydrations beside the engine for queries that start after the coming step."""
+    found = {}
+    for i, asked in enumerate(scenario.queries):
+        if asked.beside and asked.since == step < asked.until:
+            group = groups[asked.client]
+            request = group.engine.request(asked.query, group.client)
+            if isinstance(request, HydrationRequest):
+                found[str(i)] = hydrate(path, request, HydrationLimits())
+    return found
+
+
+def _switch(
+    scenario: Scenario, groups: list[Group], step: int, prepared: dict[str, Hydration]
+) -> None:
     """Start and stop queries as the scenario says."""
     for i, asked in enumerate(scenario.queries):
-        group = groups[asked.client]
-        running = str(i) in group.queries
+        name, group = str(i), groups[asked.client]
+        running = name in group.queries
         if asked.alive(step) and not running:
-            group.add(str(i), asked.query)
+            group.add(name, asked.query, prepared.get(name))
         elif running and not asked.alive(step):
-            group.remove(str(i))
+            group.remove(name)
+    for hydration in prepared.values():
+        hydration.close()
 
 
 def _compare(

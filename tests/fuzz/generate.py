@@ -165,9 +165,10 @@ class Generator:
         choose = self.random
         since = choose.choice([0, 0, 0, choose.randint(0, steps - 1)])
         until = choose.choice([1_000_000, 1_000_000, choose.randint(since, steps)])
-        client = choose.choice([0, 0, 1])
+        client, beside = choose.choice([0, 0, 1]), choose.random() < 0.5
         name = choose.choice(sorted(self.tables))
-        return Asked(self._query(name, choose.choice([0, 1, 1, 2, 2, 3, 4])), client, since, until)
+        query = self._query(name, choose.choice([0, 1, 1, 2, 2, 3, 4]))
+        return Asked(query, client, since, until, beside)
 
     def _variant(self, asked: Asked) -> Asked:
         """The same query again, or the same shape with another client's key."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from replication_manager.applier import Applier
 from replication_manager.position import SlotPosition
 from replication_manager.stream import ChangeStream, StreamLimits
 from replication_manager.walsender import StreamEnded
@@ -126,6 +127,7 @@ def _run(
     stream = ChangeStream(
         connection,  # type: ignore[arg-type]
         replica.writer,
+        Applier(replica.writer, lambda _: None),
         SlotPosition(replica.path),
         published.append,
         lambda: None,
@@ -209,6 +211,7 @@ def test_silence_of_the_server_ends_the_stream(replica: Replica) -> None:
     stream = ChangeStream(
         connection,  # type: ignore[arg-type]
         replica.writer,
+        Applier(replica.writer, lambda _: None),
         SlotPosition(replica.path),
         lambda _: None,
         lambda: None,

@@ -28,6 +28,7 @@ from tests.view_syncer.server import (
     server_config,
     serving,
     task_where,
+    until,
 )
 from view_syncer.cvr.store import ConcurrentModification, StoreUnavailable
 from zerocache.protocol.versions import lexi_encode
@@ -196,7 +197,7 @@ async def test_row_that_leaves_and_returns_in_one_transaction_stays(server: Serv
 async def test_mutation_results_are_put_and_deleted(server: Server, app_id: str) -> None:
     client = await server.connected()
     name = f"{app_id}_0.mutations"
-    key = {"clientGroupID": "g", "clientID": client.client_id, "mutationID": 1}
+    key: dict[str, Any] = {"clientGroupID": "g", "clientID": client.client_id, "mutationID": 1}
     failed = '{"error":"app","message":"no"}'
     server.replica.write(
         lambda w: w.insert(name, {**key, "result": "{}"}),
@@ -369,7 +370,9 @@ async def test_data_cookie_is_not_reused_at_the_same_replica_version(server: Ser
         assert late.state.rows == early.state.rows
 
 
-async def test_client_that_slept_through_an_expiry_and_a_restart_loses_the_rows(server: Server) -> None:
+async def test_client_that_missed_an_expiry_and_a_restart_loses_the_rows(
+    server: Server,
+) -> None:
     soon = task_where(title="A")
     brief = DesiredQuery(soon.hash, ast=soon.ast, ttl_ms=0)
     first = await server.connected(ALL_TAGS, brief)
@@ -566,7 +569,7 @@ async def test_clients_not_listed_as_active_are_deleted_without_an_answer(server
     gone.close()
     await gone.wait_closed()
     group = server.group()
-    await _left(group)
+    await until(lambda: not group.clients)
     client = server.client(client_id="me", init={"activeClients": ["me"]})
     await client.connect()
     await client.wait_for(lambda: client.session.poke_count > 0 and client.state.got == set())
@@ -577,11 +580,6 @@ async def test_client_that_deletes_itself_is_refused(server: Server) -> None:
     client = await server.connected(ALL_TASKS)
     client.send("deleteClients", {"clientIDs": [client.client_id]})
     assert (await failure(client)).kind == "InvalidMessage"
-
-
-async def _left(group: Any) -> None:
-    while group.clients:
-        await asyncio.sleep(0.01)
 
 
 # -- races --------------------------------------------------------------------------------------
@@ -725,7 +723,7 @@ async def test_ttl_clock_is_written_down_when_the_last_client_leaves(server: Ser
     saved = (await server.worker._store.load("g")).ttl_clock_ms
     await asyncio.sleep(0.02)
     client.close()
-    await _left(group)
+    await until(lambda: not group.clients)
     await asyncio.gather(*group._tasks)
     first = (await server.worker._store.load("g")).ttl_clock_ms
     assert first > saved

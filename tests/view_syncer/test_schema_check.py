@@ -45,9 +45,7 @@ def replica(tmp_path: Path) -> ReplicaSchema:
         index(hidden, "k", unique=True, is_primary=True),
     )
     schema = PublishedSchema(tables=(task, keyless, hidden, permissions), indexes=indexes)
-    config = ReplicaConfig(
-        replica_version="01", publications=("p",), app_id="zero", shard_num=0
-    )
+    config = ReplicaConfig(replica_version="01", publications=("p",), app_id="zero", shard_num=0)
     with BulkLoader(tmp_path / "r.db", config, schema) as loader:
         loader.finish()
     connection = open_replica(tmp_path / "r.db")

@@ -17,7 +17,7 @@ import apsw
 import msgspec
 
 from view_syncer.ivm.plan import Level, Partition, partition_of
-from view_syncer.ivm.window import Entry, Window, make_entry
+from view_syncer.ivm.window import Entry, Window, key_length, make_entry
 from zerocache.errors import QueryError
 from zerocache.zql.shape import SqlValue
 
@@ -206,7 +206,7 @@ class WindowLevel(_Base):
         self._limit = level.limit
         self._order = level.order_positions
         self._kept = level.value_columns
-        self.offset = 2 * len(self._order) + 1
+        self.offset = key_length(self._order)
         self._correlation = tuple(p + self.offset for p in level.correlation_positions)
         self._windows: dict[Partition, Window] = {}
         # Rows known to a window but not visible.

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 from zerocache.replica.schema import ReplicaSchema
 from zerocache.zql import sqlite
@@ -61,6 +62,14 @@ class Link:
     positions: tuple[int, ...]
 
 
+class OrderColumn(NamedTuple):
+    """One column of an order, as a position among a level's selected columns."""
+
+    position: int
+    descending: bool
+    nullable: bool
+
+
 @dataclass(frozen=True)
 class Route:
     """By which values a changed row finds the instances it may concern.
@@ -91,7 +100,7 @@ class Level:
     links: tuple[Link, ...]
     value_columns: int
     limit: int | None
-    order_positions: tuple[tuple[int, bool], ...]
+    order_positions: tuple[OrderColumn, ...]
     route: Route
     indexed: bool
 
@@ -196,12 +205,13 @@ class _Builder:
                 Link(self.add(child.node, child.kind, index, child.child_columns), positions)
             )
         value_columns = len(columns)
-        order: list[tuple[int, bool]] = []
+        order: list[OrderColumn] = []
         if limit is not None:
             for name, direction in node.order:
                 if name not in columns:
                     columns.append(name)
-                order.append((columns.index(name), direction == "desc"))
+                nullable = not self._schema[node.table].columns[name].not_null
+                order.append(OrderColumn(columns.index(name), direction == "desc", nullable))
         self.levels[index] = Level(
             index=index,
             kind=kind,

@@ -122,7 +122,7 @@ async def test_versions_compare_as_bytes(store: PostgresRecordStore, database: s
                 "AND data_type = 'text'"
             )
         ).fetchall()
-    assert {name: collation for name, collation in rows} == {
+    assert dict(rows) == {
         "stateVersion": "C",
         "replicaVersion": "C",
     }

@@ -116,7 +116,7 @@ def test_a_changed_schema_resets_whatever_table_it_is(replica: Replica) -> None:
     old = pin(replica)
     db = apsw.Connection(str(replica.path))
     db.execute(
-        'INSERT INTO "_zero.changeLog" (version, "table", row, op) VALUES (\'zz\', \'u\', 0, \'r\')'
+        "INSERT INTO \"_zero.changeLog\" (version, \"table\", row, op) VALUES ('zz', 'u', 0, 'r')"
     )
     db.execute('UPDATE "_zero.replicationState" SET logPos = logPos + 1')
     db.close()

@@ -50,7 +50,9 @@ def encoder(replica: Replica, client: ClientTables | None = None) -> Encoder:
 
 def put(replica: Replica, table: str, row: dict[str, Any]) -> int:
     replica.commit([Change("put", table, row)])
-    [[rowid]] = reader(replica).execute(f'SELECT max(rowid) FROM "{table.replace(chr(34), 2 * chr(34))}"')  # noqa: S608
+    [[rowid]] = reader(replica).execute(
+        f'SELECT max(rowid) FROM "{table.replace(chr(34), 2 * chr(34))}"'
+    )  # noqa: S608
     return int(rowid)
 
 
@@ -79,13 +81,26 @@ def test_booleans_are_json_booleans(replica: Replica, boolean: bool) -> None:
 
 @pytest.mark.parametrize(
     "document",
-    [True, 0, "", "null", [], {}, [None, {"a": [1.5, "é😀"]}], {"quote\"'": "\\ \u0001"}, "}", ["]"]],
+    [
+        True,
+        0,
+        "",
+        "null",
+        [],
+        {},
+        [None, {"a": [1.5, "é😀"]}],
+        {"quote\"'": "\\ \u0001"},
+        "}",
+        ["]"],
+    ],
 )
 def test_json_is_embedded_not_quoted(replica: Replica, document: Any) -> None:
     assert value(replica, "t", row(j=document))["j"] == document
 
 
-@pytest.mark.parametrize("text", ["", "é😀", "\"'\\", "line\nbreak\ttab\x01\x1f", "</script>", "{}"])
+@pytest.mark.parametrize(
+    "text", ["", "é😀", "\"'\\", "line\nbreak\ttab\x01\x1f", "</script>", "{}"]
+)
 def test_strings_survive_whatever_is_in_them(replica: Replica, text: str) -> None:
     assert value(replica, "t", row(s=text))["s"] == text
 
@@ -210,7 +225,9 @@ def _as_edit(replica: Replica, *changes: Change) -> tuple[list[Any], list[Any]]:
     patch = encoder(replica).delta(old, reader(replica), {"pair": TableDelta(edited={rowid})})
     # Whoever else holds the row, its old key is gone from the client.
     assert all(deleted == 0 for _, deleted, _ in patch.dels)
-    return [json.loads(t)["id"] for *_, t in patch.dels], [json.loads(t)["value"] for t in patch.puts]
+    return [json.loads(t)["id"] for *_, t in patch.dels], [
+        json.loads(t)["value"] for t in patch.puts
+    ]
 
 
 def test_a_row_with_a_new_key_is_deleted_by_the_old_one_and_put(replica: Replica) -> None:

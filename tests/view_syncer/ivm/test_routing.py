@@ -7,7 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.view_syncer.ivm.cases import TABLES, all_of, any_of, c, changes, ex, nex, q, rel, seed_rows
+from tests.view_syncer.ivm.cases import (
+    TABLES,
+    all_of,
+    any_of,
+    c,
+    changes,
+    ex,
+    nex,
+    q,
+    rel,
+    seed_rows,
+)
 from tests.view_syncer.ivm.replica import Replica
 from view_syncer.ivm.changes import read_batch
 from view_syncer.ivm.pipeline import Pipeline, Touch
