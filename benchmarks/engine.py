@@ -14,7 +14,7 @@ import statistics
 import tempfile
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,8 @@ from benchmarks.report import Metric, ServerResult
 from view_syncer.ivm.engine import Engine, Subscription
 from zerocache import __version__
 from zerocache.protocol.versions import lexi_encode
+from zerocache.replica.reader import open_replica
+from zerocache.replica.types import SQLiteValue
 from zerocache.replica.writer import ReplicaWriter
 from zerocache.zql.ast import Query, parse_query
 
@@ -51,6 +53,14 @@ class Bench:
     def votes(self, issue: int, votes: int) -> Callable[[ReplicaWriter], None]:
         key = dataset.issue_id(issue % self.sizes.issues)
         return lambda w: w.update("issues", None, {"id": key, "votes": votes})
+
+    def issues_of_first_owners(self) -> list[int]:
+        """Issues that one of the first hundred users owns: what every number of owner queries
+        sees alike."""
+        reader = open_replica(self.path)
+        rows = reader.execute("SELECT short_id FROM issues WHERE owner_id < 'u00100'").fetchall()
+        reader.close()
+        return [int(str(number)) for (number,) in rows]
 
 
 def column(name: str, op: str, value: object) -> dict[str, object]:
@@ -82,7 +92,7 @@ def tree(limit: int = 100) -> Query:
     )
 
 
-def _related(parent: str, child: str, subquery: dict[str, object]) -> dict[str, object]:
+def _related(parent: str, child: str, subquery: Mapping[str, object]) -> dict[str, object]:
     return {
         "correlation": {"parentField": [parent], "childField": [child]},
         "subquery": subquery,
@@ -165,6 +175,7 @@ def owner_instances(bench: Bench) -> Iterator[Metric]:
     """One change that matches 1 of N instances of ``where owner_id = ?``."""
     engine = bench.engine()
     client = engine_replica.client_tables()
+    owned = bench.issues_of_first_owners()
     made = 0
     for count in INSTANCE_COUNTS:
         for n in range(made, count):
@@ -173,7 +184,7 @@ def owner_instances(bench: Bench) -> Iterator[Metric]:
         gc.collect()
         samples = []
         for n in range(60):
-            bench.commit(bench.votes(n * 7, n + 1))
+            bench.commit(bench.votes(owned[n % len(owned)], n + 1))
             samples.append(timed(engine.advance))
         yield Metric(
             "one change", f"1 of {count} owner queries", statistics.median(samples) * 1000, "ms"
@@ -203,8 +214,8 @@ def windows(bench: Bench) -> Iterator[Metric]:
 def _window_change(
     engine: Engine, subscription: Subscription, n: int, order: str, top: int
 ) -> Callable[[ReplicaWriter], None]:
-    value: object = float(top) if order == "modified" else f"\U0010ffff{top}"
-    new = {
+    value: SQLiteValue = float(top) if order == "modified" else f"\U0010ffff{top}"
+    new: dict[str, SQLiteValue] = {
         "id": f"w{top}", "short_id": top % 2**31, "project": "p0000", "title": "new",
         "description": "", "open": 1, "owner_id": None, "votes": 0, "meta": "{}",
         "created": 0.0, "modified": 0.0, order: value,
@@ -215,7 +226,7 @@ def _window_change(
     (key,) = engine.db.execute("SELECT id FROM issues WHERE _rowid_ = ?", (rowid,)).fetchone()  # type: ignore[misc]
     if n % 3 == 1:
         return lambda w: w.delete("issues", {"id": key})
-    low: object = 0.0 if order == "modified" else ""
+    low: SQLiteValue = 0.0 if order == "modified" else ""
     return lambda w: w.update("issues", None, {"id": key, order: low})
 
 

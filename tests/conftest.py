@@ -39,9 +39,9 @@ _SETTINGS = {
     "listen_addresses": "127.0.0.1",
     "log_min_messages": "warning",
 }
-# Roles named password_* must prove themselves, so that tests can see a wrong password refused.
+# This role must prove itself, so that tests can see a wrong password refused.
 _HBA = """\
-host all /^password_.*$ 127.0.0.1/32 scram-sha-256
+host all password_role 127.0.0.1/32 scram-sha-256
 local all all trust
 host all all 127.0.0.1/32 trust
 local replication all trust

@@ -16,23 +16,34 @@ is sent all of it, never a part.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import structlog
 
+from view_syncer.admission import (
+    check_deleted,
+    check_first_message,
+    check_query_ops,
+    declared_schema,
+)
+from view_syncer.advances import AdvanceQueue, GroupAdvance, Superseded
 from view_syncer.audience import Audience, Client
 from view_syncer.auth import require_pinned
+from view_syncer.bodies import add_rows, config_body, full_body, got_body, wiping
 from view_syncer.context import ConnectionContext
 from view_syncer.cvr.record import ConfigChange, GroupRecord, QueryHash
 from view_syncer.cvr.store import ConcurrentModification, RecordStore, StoreUnavailable
-from view_syncer.engine_host import EngineHost, GroupUpdate, Prepared, Reconciled
+from view_syncer.engine_host import EngineHost
+from view_syncer.fan_out import GroupUpdate, Prepared
 from view_syncer.ivm.encode import ClientTables
 from view_syncer.poke import PokeBody
 from view_syncer.queries import QuerySource, Wanted
+from view_syncer.query_failures import report_failed, report_rejected
 from view_syncer.schema_check import check_client_schema, client_tables
+from view_syncer.ttl_clock import TtlClock
 from zerocache.errors import ClientFacingError, QueryError, UnsafeIntegerError
 from zerocache.protocol import downstream
 from zerocache.protocol.client_schema import ClientSchema
@@ -40,7 +51,6 @@ from zerocache.protocol.messages import (
     ChangeDesiredQueries,
     DeleteClients,
     InitConnection,
-    QueryOp,
 )
 from zerocache.protocol.versions import NEVER, ViewVersion, Watermark
 
@@ -50,10 +60,6 @@ T = TypeVar("T")
 REPLICA_WAIT_S = 10.0
 """How long a client whose cookie is newer than the replica waits for it to catch up."""
 EXPIRY_SLACK_MS = 50.0
-
-
-class _Superseded(Exception):
-    """The engine lost what the running task was building on; a rebuild follows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,14 +105,8 @@ class ClientGroup:
         self._cold = True
         # True until the first hydration ever: nobody can hold anything yet.
         self._new = False
-        # Counts the times the engine's knowledge was lost; answers of an earlier epoch are void.
-        self._epoch = 0
-        # Set while the engine may still report on queries this object no longer counts on.
-        self._deaf = False
-        self._holds = 0
-        self._pending: list[tuple[Watermark, GroupUpdate, PokeBody | None]] = []
-        self._clock_started: float | None = None
-        self._clock_saved_ms = 0.0
+        self._advances = AdvanceQueue(self._apply_advance)
+        self._clock = TtlClock(asyncio.get_running_loop().time)
         self._expiry: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self.pinned_user: tuple[str | None] | None = None
@@ -126,9 +126,9 @@ class ClientGroup:
             self.check_user(client.user_id)
             await self._load()
             await self._check_cookie(client)
-            declared = self._declared_schema(message)
+            declared = declared_schema(self._record, message)
             await self._check_schema(declared)
-            self._check_message(client, message)
+            check_first_message(self._record, client.client_id, message)
             if not self._audience.has(client):
                 return
             # Nothing was remembered before this point: a refused connection leaves no trace.
@@ -147,11 +147,10 @@ class ClientGroup:
         async with self._task():
             if not self._is_member(client):
                 return
-            self._check_ops(message.desired_queries_patch)
-            change = ConfigChange()
-            now = self.ttl_now_ms()
             ops = message.desired_queries_patch
-            self._record.apply_query_ops(client.client_id, ops, now, change)
+            check_query_ops(self._record, ops)
+            change = ConfigChange()
+            self._record.apply_query_ops(client.client_id, ops, self._clock.now_ms(), change)
             await self._commit(change)
             await self._reconcile(client)
             await self._catch_up()
@@ -160,7 +159,7 @@ class ClientGroup:
         async with self._task():
             if not self._is_member(client):
                 return
-            self._check_deleted(client, message)
+            check_deleted(client.client_id, message)
             change = ConfigChange()
             deleted = self._delete(message, change)
             await self._commit(change)
@@ -216,15 +215,15 @@ class ClientGroup:
     async def touch(self) -> None:
         """Write down how far the TTL clock is. A failure costs queries nothing but a longer
         life, so it is only logged."""
-        now_ms = self.ttl_now_ms()
-        if not self._record.exists or now_ms == self._clock_saved_ms:
+        now_ms = self._clock.now_ms()
+        if not self._record.exists or now_ms == self._clock.saved_ms:
             return
         try:
             await self._services.store.touch(self.group_id, now_ms)
         except StoreUnavailable as error:
             log.warning("touch_failed", clientGroupID=self.group_id, reason=str(error))
         else:
-            self._clock_saved_ms = now_ms
+            self._clock.saved_ms = now_ms
 
     async def stop(self) -> None:
         """Release everything; the group object is spent. Waits for the task that runs."""
@@ -248,7 +247,7 @@ class ClientGroup:
                 )
             try:
                 yield
-            except _Superseded:
+            except Superseded:
                 log.info("task_superseded", clientGroupID=self.group_id)
             except ClientFacingError:
                 raise
@@ -280,8 +279,7 @@ class ClientGroup:
 
     def join(self, client: Client) -> Client | None:
         """Register a connection; returns the one it replaces."""
-        if self._clock_started is None:
-            self._clock_started = asyncio.get_running_loop().time()
+        self._clock.start()
         return self._audience.join(client)
 
     def leave(self, client: Client) -> None:
@@ -289,17 +287,12 @@ class ClientGroup:
             return
         self._audience.leave(client)
         if not self.clients:
-            self._record.ttl_clock_ms = self.ttl_now_ms()
-            self._clock_started = None
+            self._clock.stop()
             self.schedule(self.touch())
             self._services.on_empty(self)
 
     def ttl_now_ms(self) -> float:
-        """The group's TTL clock: it runs only while somebody is connected (§4.4)."""
-        if self._clock_started is None:
-            return self._record.ttl_clock_ms
-        elapsed = asyncio.get_running_loop().time() - self._clock_started
-        return self._record.ttl_clock_ms + elapsed * 1000
+        return self._clock.now_ms()
 
     def pin_user(self, user_id: str | None) -> None:
         """Bind the group to its first validated user (§1.4)."""
@@ -312,46 +305,35 @@ class ClientGroup:
             require_pinned(self.pinned_user[0], user_id)
 
     def inspected(self) -> Inspected:
-        return Inspected(self._record, self._running, self._tables, self.ttl_now_ms())
+        return Inspected(self._record, self._running, self._tables, self._clock.now_ms())
 
     # -- advances ------------------------------------------------------------------------------
 
     def on_advance(self, version: Watermark, update: GroupUpdate, shared: PokeBody | None) -> None:
         """The replica moved and this group sees some of it. ``shared`` is the ready-made body if
         the update consists of rows only."""
-        if self.closed or self._deaf:
-            return
-        self._pending.append((version, update, shared))
-        if not self._holds:
-            self._drain(None)
+        self._advances.put(GroupAdvance(version, update, shared))
 
     def invalidate(self) -> None:
         """What the engine knew of this group is lost (schema change, new replica), or cannot be
         used. Takes effect at once; a :meth:`rebuild` must follow."""
-        self._epoch += 1
-        self._deaf = True
+        self._advances.void()
         self._cold = True
         self._running.clear()
         self._internal_running = False
-        self._pending.clear()
 
-    def _drain(self, until: Watermark | None) -> None:
-        """Apply queued advances, at most up to ``until``."""
-        while self._pending and (until is None or self._pending[0][0] <= until):
-            version, update, shared = self._pending.pop(0)
-            self._apply_advance(version, update, shared)
-
-    def _apply_advance(
-        self, version: Watermark, update: GroupUpdate, shared: PokeBody | None
-    ) -> None:
+    def _apply_advance(self, advance: GroupAdvance) -> None:
+        if self.closed or self.stale:
+            return
+        update, shared = advance.update, advance.shared
         if update.failed:
             # The rest of the update is of no use either: a poke must be complete.
-            self._fail_queries(update.failed)
+            self._report_failed(update.failed)
             self.invalidate()
             self.schedule(self.rebuild())
             return
         if shared is None:
-            shared = PokeBody(ViewVersion(version))
+            shared = PokeBody(ViewVersion(advance.version))
             try:
                 self._services.queries.add_internal(self.group_id, update, shared)
             except UnsafeIntegerError as error:
@@ -364,14 +346,6 @@ class ClientGroup:
             if not shared.size():
                 return
         self._audience.emit(shared)
-
-    async def _of_engine(self, answer: Awaitable[T]) -> T:
-        """``answer``, unless the engine lost what it is based on while it was awaited."""
-        epoch = self._epoch
-        result = await answer
-        if epoch != self._epoch:
-            raise _Superseded
-        return result
 
     # -- steps of tasks ------------------------------------------------------------------------
 
@@ -391,7 +365,7 @@ class ClientGroup:
             return
         self._record = record = await self._services.store.load(self.group_id)
         self._stored = record.version
-        self._clock_saved_ms = record.ttl_clock_ms
+        self._clock.load(record.ttl_clock_ms)
         self._audience.restart(record.version)
         _, replica_version, _ = await self._services.engine.state()
         newer = record.replica_version is not None and record.replica_version > replica_version
@@ -433,43 +407,10 @@ class ClientGroup:
             )
         self._audience.restart(base)
 
-    def _declared_schema(self, message: InitConnection) -> ClientSchema:
-        """The group's client schema: the stored one, which a re-sent one must equal (§6)."""
-        stored, declared = self._record.client_schema, message.client_schema
-        if stored is None and declared is None:
-            raise ClientFacingError(
-                "InvalidConnectionRequest",
-                "The first connection of a client group must carry its client schema.",
-            )
-        differs = stored and declared and stored.canonical() != declared.canonical()
-        if differs:
-            raise ClientFacingError(
-                "InvalidConnectionRequest",
-                "The client schema differs from the one this client group was made with.",
-            )
-        schema = stored or declared
-        assert schema is not None
-        return schema
-
     async def _check_schema(self, schema: ClientSchema) -> None:
         _, replica_version, replica = await self._services.engine.state()
         check_client_schema(schema, replica, self._services.internal_schemas)
         self._record.replica_version = replica_version
-
-    def _check_message(self, client: Client, message: InitConnection) -> None:
-        self._check_ops(message.desired_queries_patch)
-        if message.deleted is not None:
-            self._check_deleted(client, message.deleted)
-
-    def _check_ops(self, ops: Iterable[QueryOp]) -> None:
-        try:
-            self._record.check_query_ops(ops)
-        except ValueError as error:
-            raise ClientFacingError("InvalidMessage", str(error)) from error
-
-    def _check_deleted(self, client: Client, message: DeleteClients) -> None:
-        if client.client_id in message.client_ids:
-            raise ClientFacingError("InvalidMessage", "A client cannot delete itself.")
 
     def _configure(self, client: Client, message: InitConnection, change: ConfigChange) -> None:
         record = self._record
@@ -478,12 +419,12 @@ class ClientGroup:
             change.meta = True
         record.add_client(client.client_id, change)
         ops = message.desired_queries_patch
-        record.apply_query_ops(client.client_id, ops, self.ttl_now_ms(), change)
+        record.apply_query_ops(client.client_id, ops, self._clock.now_ms(), change)
 
     def _delete(self, message: DeleteClients | None, change: ConfigChange) -> list[str]:
         deleted = list(message.client_ids) if message is not None else []
         for client_id in deleted:
-            self._record.delete_client(client_id, self.ttl_now_ms(), change)
+            self._record.delete_client(client_id, self._clock.now_ms(), change)
         return deleted
 
     def _retain(
@@ -495,7 +436,7 @@ class ClientGroup:
         alive = {*active, *self.clients, client.client_id}
         gone = [c for c in self._record.clients if c not in alive]
         for client_id in gone:
-            self._record.delete_client(client_id, self.ttl_now_ms(), change)
+            self._record.delete_client(client_id, self._clock.now_ms(), change)
         return gone
 
     def _acknowledge(self, deleted: list[str], sender: Client) -> None:
@@ -506,14 +447,11 @@ class ClientGroup:
         """Write a configuration change, then poke its desired patches (§4.2.6)."""
         if not change and self._record.exists:
             return
-        with _Hold(self):
+        with self._advances.held():
             body = None
             present = self._audience.version
             if change.bump or not self._record.exists:
-                version = ViewVersion(present.state, present.config + 1)
-                body = PokeBody(version)
-                for client_id, ops in change.desired.items():
-                    body.desired[client_id] = [_query_op(op, query) for op, query in ops]
+                body = config_body(ViewVersion(present.state, present.config + 1), change)
             await self._save(change, present if body is None else body.version)
             if body is not None:
                 self._audience.emit(body)
@@ -521,9 +459,7 @@ class ClientGroup:
     async def _save(self, change: ConfigChange, version: ViewVersion) -> None:
         record = self._record
         record.version = version
-        record.ttl_clock_ms = self.ttl_now_ms()
-        if self._clock_started is not None:
-            self._clock_started = asyncio.get_running_loop().time()
+        record.ttl_clock_ms = self._clock.now_ms()
         try:
             await self._services.store.save(record, change, self._stored)
         except ConcurrentModification as error:
@@ -532,7 +468,7 @@ class ClientGroup:
             self._audience.fail(rehome)
             raise rehome from error
         self._stored = version
-        self._clock_saved_ms = record.ttl_clock_ms
+        self._clock.saved_ms = record.ttl_clock_ms
 
     async def _reconcile(
         self, client: Client | None, *, fresh: bool = False, ask: bool = True
@@ -540,18 +476,18 @@ class ClientGroup:
         """Bring the running queries in line with the desired ones and poke the difference.
         ``fresh`` asks the application again for every named query, ``ask=False`` for none."""
         assert self._tables is not None
-        if self._deaf:
-            await self._of_engine(self._services.engine.drop(self))
-            self._deaf = False
+        if self._advances.deaf:
+            await self._advances.of_engine(self._services.engine.drop(self))
+            self._advances.deaf = False
         try:
-            live = self._record.live_queries(self.ttl_now_ms())
+            live = self._record.live_queries(self._clock.now_ms())
             known = {h: q for h, q in self._record.queries.items() if h in live}
             context = self._context(client)
             resolution = self._services.queries.resolve(
                 known, context, self._running, fresh=fresh, ask=ask or self._cold
             )
-            wanted = await self._of_engine(resolution)
-            self._report_rejected(wanted)
+            wanted = await self._advances.of_engine(resolution)
+            report_rejected(self._audience, self._record, wanted.rejected)
             await self._apply(wanted, [h for h in self._record.queries if h not in live])
         finally:
             self._schedule_expiry()
@@ -562,9 +498,11 @@ class ClientGroup:
         if not (add or remove or expired or self._cold):
             return
         assert self._tables is not None
+        epoch = self._advances.epoch
         # Hydrating may take long, so it comes before the hold: pokes of running queries go on.
         async with self._services.engine.prepared(self._tables, add) as prepared:
-            with _Hold(self):
+            self._advances.check(epoch)
+            with self._advances.held():
                 await self._switch(wanted, add, remove, expired, prepared)
 
     async def _switch(
@@ -578,11 +516,11 @@ class ClientGroup:
         assert self._tables is not None
         queries = self._services.queries
         internal = {} if self._internal_running else queries.internal(self.group_id)
-        result = await self._of_engine(
+        result = await self._advances.of_engine(
             self._services.engine.reconcile(self, self._tables, add, remove, internal, prepared)
         )
         self._internal_running = True
-        self._drain(result.version)
+        self._advances.drain(result.version)
         for query in remove:
             del self._running[query]
         for query in add:
@@ -592,36 +530,16 @@ class ClientGroup:
         change = ConfigChange()
         # Also those that did not run yet, when this object is new and the record is not.
         stopped = [h for h, q in self._record.queries.items() if q.got and h not in self._running]
-        body = self._result_body(result, change, stopped, expired)
-        await self._save_result(change, body)
-        if result.failed:
-            self._fail_queries(result.failed)
-
-    def _result_body(
-        self,
-        result: Reconciled,
-        change: ConfigChange,
-        stopped: Iterable[QueryHash],
-        expired: Iterable[QueryHash],
-    ) -> PokeBody:
-        body = PokeBody(self._next_version(result.version))
-        for query in result.added:
-            record = self._record.queries[query]
-            if not record.got:
-                record.got = True
-                change.queries.add(query)
-                body.got.append(downstream.put_query(query))
-        for query in stopped:
-            self._record.queries[query].got = False
-            change.queries.add(query)
-            body.got.append(downstream.del_query(query))
+        version = self._next_version(result.version)
+        body = got_body(version, self._record, result.added, stopped, change)
+        add_rows(body, result, queries, self.group_id)
         for query in expired:
             self._record.drop_query(query, change)
         if change:
-            self._record.prune(self.ttl_now_ms(), change)
-        body.rows.extend(run for run in (result.dels, result.puts) if run)
-        self._services.queries.add_internal_rows(self.group_id, result.internal, body)
-        return body
+            self._record.prune(self._clock.now_ms(), change)
+        await self._save_result(change, body)
+        if result.failed:
+            self._report_failed(result.failed)
 
     def _next_version(self, state: Watermark) -> ViewVersion:
         """The version of a poke at the replica's ``state``. An object that did not see how the
@@ -656,25 +574,19 @@ class ClientGroup:
         """Bring every connected client to the group's version (§5.5)."""
         behind = self._audience.catch_up()
         if behind:
-            with _Hold(self):
+            with self._advances.held():
                 await self._send_full(behind)
 
     async def _send_full(self, clients: list[Client]) -> None:
         assert self._tables is not None
-        view = await self._of_engine(self._services.engine.full_view(self, self._tables))
-        self._drain(view.version)
-        body = PokeBody(self._audience.version)
-        for client_id, queries in self._record.active_desires().items():
-            body.desired[client_id] = [downstream.put_query(q) for q in queries]
-        body.got = [downstream.put_query(h) for h, q in self._record.queries.items() if q.got]
-        body.rows.append(view.puts)
-        self._services.queries.add_internal_rows(self.group_id, view.internal, body)
-        wiping = PokeBody(
-            body.version, body.lmids, body.desired, body.got, body.rows, body.mutations, clear=True
-        )
+        view = await self._advances.of_engine(self._services.engine.full_view(self, self._tables))
+        self._advances.drain(view.version)
+        version, queries = self._audience.version, self._services.queries
+        body = full_body(version, self._record, view, queries)
+        wipe = wiping(body)
         for client in clients:
             if self._is_member(client):
-                self._audience.send(client, body if client.base is None else wiping)
+                self._audience.send(client, body if client.base is None else wipe)
 
     # -- errors and timers ---------------------------------------------------------------------
 
@@ -685,42 +597,9 @@ class ClientGroup:
         newest = self._audience.newest()
         return None if newest is None else newest.context
 
-    def _report_rejected(self, wanted: Wanted) -> None:
-        for client in self._audience.admitted():
-            errors = [
-                error
-                for query, error in wanted.rejected.items()
-                if (client.client_id, query) in self._record.desires
-            ]
-            if errors:
-                client.send([downstream.transform_error(errors, client.version)])
-
-    def _fail_queries(self, failed: Mapping[QueryHash, QueryError]) -> None:
-        """Queries the engine cannot serve. Rows that have no JSON form end the connections that
-        want them; anything else is reported and the connection stays."""
-        for query, error in failed.items():
-            record = self._record.queries.get(query)
-            if record is None:  # an internal query: nobody can be served
-                self._audience.fail(ClientFacingError("Internal", str(error)))
-                self.stale = True
-                continue
-            desiring = [
-                client
-                for client in self._audience.admitted()
-                if (client.client_id, query) in self._record.desires
-            ]
-            if isinstance(error, UnsafeIntegerError):
-                for client in desiring:
-                    client.fail(ClientFacingError("Internal", str(error)))
-                continue
-            report = {
-                "error": "parse",
-                "id": query,
-                "name": record.name or "(ad-hoc query)",
-                "message": str(error),
-            }
-            for client in desiring:
-                client.send([downstream.transform_error([report], client.version)])
+    def _report_failed(self, failed: Mapping[QueryHash, QueryError]) -> None:
+        if not report_failed(self._audience, self._record, failed):
+            self.stale = True
 
     def schedule(self, task: Coroutine[Any, Any, None]) -> None:
         """Run a task of this group in the background; its failure ends the group's clients."""
@@ -744,27 +623,7 @@ class ClientGroup:
         end = self._record.next_expiry_ms()
         if end is None or not self.clients or self.closed:
             return
-        delay_ms = max(EXPIRY_SLACK_MS, end - self.ttl_now_ms() + EXPIRY_SLACK_MS)
+        delay_ms = max(EXPIRY_SLACK_MS, end - self._clock.now_ms() + EXPIRY_SLACK_MS)
         self._expiry = asyncio.get_running_loop().call_later(
             delay_ms / 1000, lambda: self.schedule(self.settle())
         )
-
-
-class _Hold:
-    """While held, advances of the group wait; they are applied when the last hold ends."""
-
-    def __init__(self, group: ClientGroup) -> None:
-        self._group = group
-
-    def __enter__(self) -> None:
-        self._group._holds += 1
-
-    def __exit__(self, *_: object) -> None:
-        group = self._group
-        group._holds -= 1
-        if not group._holds and not group.closed and not group.stale:
-            group._drain(None)
-
-
-def _query_op(op: str, query: QueryHash) -> bytes:
-    return downstream.put_query(query) if op == "put" else downstream.del_query(query)

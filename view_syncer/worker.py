@@ -22,7 +22,8 @@ from view_syncer.client_group import ClientGroup, Services
 from view_syncer.connection import Connection, Peer, serve
 from view_syncer.context import ConnectionContext
 from view_syncer.cvr.postgres import PostgresRecordStore
-from view_syncer.engine_host import EngineHost, GroupUpdate, WorkerAdvance
+from view_syncer.engine_host import EngineHost
+from view_syncer.fan_out import GroupUpdate, WorkerAdvance
 from view_syncer.inspector import Inspector
 from view_syncer.ivm.hydration import HydrationLimits
 from view_syncer.maintenance import Intervals, Maintenance

@@ -62,13 +62,17 @@ def _error(scenario: Scenario, upstream: Upstream | None) -> str | None:
 
 
 def _report_failure(scenario: Scenario, seed: str, upstream: Upstream) -> None:
-    print(f"\nFAILURE, seed {seed}, {scenario.size} rows and changes; cutting it down …", flush=True)
+    print(
+        f"\nFAILURE, seed {seed}, {scenario.size} rows and changes; cutting it down …", flush=True
+    )
     error = _error(scenario, upstream)
     # A failure without PostgreSQL shrinks much faster.
     judge_with = upstream if _error(scenario, None) is None else None
     small = shrink(scenario, lambda s: _error(s, judge_with) is not None, _SHRINK_SECONDS)
     print(_error(small, judge_with) or error)
-    print(f"reproducer ({small.size} rows and changes), for --replay:\n{to_json(small)}\n", flush=True)
+    print(
+        f"reproducer ({small.size} rows and changes), for --replay:\n{to_json(small)}\n", flush=True
+    )
 
 
 def _worlds(seed: str) -> Iterator[tuple[str, Scenario]]:

@@ -48,9 +48,7 @@ class Generator:
         queries = tuple(self._asked(len(steps)) for _ in range(choose.randint(1, 5)))
         if choose.random() < 0.3:
             queries += (self._variant(queries[0]),)
-        return Scenario(
-            self.tables, self.clients, rows, queries, steps, choose.random() < 0.15
-        )
+        return Scenario(self.tables, self.clients, rows, queries, steps, choose.random() < 0.15)
 
     # -- schema ----------------------------------------------------------------------------------
 

@@ -63,6 +63,7 @@ class Upstream:
     def __init__(self, url: str, app_id: str) -> None:
         self.beat = 0
         self._app = app_id
+        self._written = threading.Condition()
         self._db = psycopg.connect(url, autocommit=True)
         self._db.execute(world.SCHEMA)
         self._db.execute(world.SEED.encode())
@@ -109,7 +110,9 @@ class Upstream:
         oldest.take(beat)
         for snapshot in free:
             snapshot.lock.release()
-        self.beat = beat
+        with self._written:
+            self.beat = beat
+            self._written.notify_all()
         return beat
 
     def _mutate(self, group: str, client: str, *, with_result: bool) -> None:
@@ -138,7 +141,10 @@ class Upstream:
 
     @contextmanager
     def at(self, beat: int) -> Iterator[Snapshot | None]:
-        """The database after ``beat``, if it is still known."""
+        """The database after ``beat``, if it is still known. A poke may overtake the return of
+        the transaction that it tells of."""
+        with self._written:
+            self._written.wait_for(lambda: self.beat >= beat, timeout=30)
         for snapshot in self._ring:
             if snapshot.beat == beat:
                 with snapshot.lock:

@@ -50,9 +50,7 @@ def _cuts(scenario: Scenario) -> Iterator[Scenario]:
             yield replace(scenario, rows={**scenario.rows, name: fewer})
     for i, asked in enumerate(scenario.queries):
         for query in _simpler(asked.query):
-            yield replace(
-                scenario, queries=_put(scenario.queries, i, replace(asked, query=query))
-            )
+            yield replace(scenario, queries=_put(scenario.queries, i, replace(asked, query=query)))
         for plain in (replace(asked, since=0), replace(asked, beside=False)):
             if plain != asked:
                 yield replace(scenario, queries=_put(scenario.queries, i, plain))

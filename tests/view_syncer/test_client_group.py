@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -638,6 +639,33 @@ async def test_answer_of_an_engine_that_was_reset_meanwhile_is_not_used(
     await first.wait_cookie(version)
     assert first.titles == {"a": "A2", "b": "B", "c": "C"}
     assert set(first.state.table("tag")) == {("t",)}
+
+
+async def test_reset_while_a_query_hydrates_beside_the_engine(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = await server.connected(ALL_TASKS)
+    group, engine = server.group(), server.worker._engine
+    prepare = engine.prepared
+
+    @asynccontextmanager
+    async def prepared(*args: Any) -> AsyncIterator[Any]:
+        async with prepare(*args) as ready:
+            monkeypatch.undo()
+            group.invalidate()
+            await engine.drop(group)
+            yield ready
+
+    monkeypatch.setattr(engine, "prepared", prepared)
+    first.change_queries(put=[ALL_TAGS])
+    await first.wait_for(lambda: ALL_TAGS.hash in first.state.desired[first.client_id])
+    await until(lambda: engine.prepared == prepare)
+    group.schedule(group.rebuild())
+    await first.wait_got(ALL_TAGS)
+    assert first.failure is None
+    assert first.state.got == {ALL_TAGS.hash, ALL_TASKS.hash}
+    # Nobody was told that the older query had gone in between.
+    assert not any(op == "del" for poke in first.pokes for op, _ in got_ops(poke))
 
 
 async def test_client_replaced_while_its_first_message_is_worked_on(

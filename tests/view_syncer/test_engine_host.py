@@ -9,7 +9,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tests.view_syncer.server import Replica, delete_task, edit_task, put_task, until
-from view_syncer.engine_host import EngineHost, WorkerAdvance
+from view_syncer.engine_host import EngineHost
+from view_syncer.fan_out import WorkerAdvance
 from view_syncer.ivm.encode import ClientTables, SyncedTable
 from zerocache.errors import QueryError, UnsafeIntegerError
 from zerocache.replica.writer import ReplicaWriter

@@ -22,7 +22,7 @@ from tests.view_syncer.server import (
     serving,
 )
 from tests.view_syncer.test_client_group import failure, refused
-from view_syncer.engine_host import GroupUpdate
+from view_syncer.fan_out import GroupUpdate
 from view_syncer.ivm.encode import RowPatch
 from view_syncer.poke import PokeBody
 from view_syncer.queries import LMIDS, MUTATION_RESULTS, QuerySource

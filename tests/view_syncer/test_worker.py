@@ -22,7 +22,7 @@ from tests.view_syncer.server import (
 from tests.view_syncer.test_client_group import Gate, failure, refused
 from view_syncer import worker as module
 from view_syncer.cvr.store import ConcurrentModification, StoreUnavailable
-from view_syncer.engine_host import WorkerAdvance
+from view_syncer.fan_out import WorkerAdvance
 
 
 async def test_groups_with_the_same_query_share_one_pipeline(server: Server) -> None:
@@ -150,7 +150,7 @@ async def test_replica_that_changes_its_schema_is_followed(server: Server) -> No
     engine = server.worker._engine
     await engine.read(lambda e: e._reset())
     # As the engine's thread does after an advance that was a reset.
-    await engine.read(lambda _: engine._void())
+    await engine.read(lambda _: engine._fan_out.void())
     version, _, _ = await engine.state()
     server.worker._on_advance(WorkerAdvance(version, {}, True))
     newest = server.replica.write(edit_task("a", title="A2"))

@@ -33,9 +33,7 @@ from zerocache.zql.shape import (
 
 
 def _table(name: str, columns: dict[str, Any], *keys: tuple[str, ...]) -> ReplicaTable:
-    return ReplicaTable(
-        name, {c: ReplicaColumn(c, "?", kind) for c, kind in columns.items()}, keys
-    )
+    return ReplicaTable(name, {c: ReplicaColumn(c, "?", kind) for c, kind in columns.items()}, keys)
 
 
 TABLES = {

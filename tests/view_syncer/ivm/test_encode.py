@@ -52,7 +52,7 @@ def put(replica: Replica, table: str, row: dict[str, Any]) -> int:
     replica.commit([Change("put", table, row)])
     [[rowid]] = reader(replica).execute(
         f'SELECT max(rowid) FROM "{table.replace(chr(34), 2 * chr(34))}"'
-    )  # noqa: S608
+    )
     return int(rowid)
 
 
