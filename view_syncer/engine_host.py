@@ -102,12 +102,20 @@ class EngineHost:
         prepared = Prepared()
         try:
             requests = await self._call(lambda e: _requests(e, client, queries, prepared.failed))
-            results = await asyncio.gather(*map(self._hydrator.hydrate, requests.values()))
+            # Every result is looked at before any failure is raised, so that none is leaked.
+            results = await asyncio.gather(
+                *map(self._hydrator.hydrate, requests.values()), return_exceptions=True
+            )
+            crashes: list[BaseException] = []
             for key, result in zip(requests, results, strict=True):
                 if isinstance(result, QueryError):
                     prepared.failed[key] = result
+                elif isinstance(result, BaseException):
+                    crashes.append(result)
                 else:
                     prepared.hydrations.append(result)
+            if crashes:
+                raise crashes[0]
             yield prepared
         finally:
             self._hydrator.release(prepared.hydrations)

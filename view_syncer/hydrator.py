@@ -20,6 +20,7 @@ from view_syncer.ivm.hydration import (
     HydrationRequest,
     hydrate,
 )
+from view_syncer.ivm.snapshot import ReaderPool
 from zerocache.errors import QueryError
 from zerocache.zql.shape import Instance
 
@@ -39,7 +40,7 @@ class Hydrator:
     :meth:`release`; the snapshot it pins is let go when the last holder did."""
 
     def __init__(self, path: Path, limits: HydrationLimits) -> None:
-        self._path = path
+        self._readers = ReaderPool(path, max_idle=2 * HYDRATION_THREADS)
         self._limits = limits
         self._pool = ThreadPoolExecutor(HYDRATION_THREADS, thread_name_prefix="hydrate")
         # The schema is part of the key by identity: a request of an older one is another request.
@@ -82,10 +83,11 @@ class Hydrator:
         for running in self._running.values():
             running.request.cancelled.set()
         await asyncio.to_thread(self._pool.shutdown)
+        self._readers.close()
 
     def _start(self, request: HydrationRequest) -> _Running:
         loop = asyncio.get_running_loop()
-        result = loop.run_in_executor(self._pool, hydrate, self._path, request, self._limits)
+        result = loop.run_in_executor(self._pool, hydrate, self._readers, request, self._limits)
         return _Running(request, result)
 
     def _forget(self, key: tuple[int, Instance, ClientTables], running: _Running) -> None:

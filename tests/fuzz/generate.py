@@ -7,7 +7,6 @@ overflow; every decision goes through one ``random.Random``, so a seed is a scen
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from typing import Any, get_args
 
 import msgspec
@@ -20,6 +19,7 @@ KINDS = {"text": "string", "int4": "number", "float8": "number", "bool": "boolea
 _TEXTS = ["a", "b", "c", "B", "ab", "é", "😀", "", "a%", "É\n", "�", "x*[?]", "'\"", "\\"]
 _FLOATS = [0.0, 1.0, 1.5, -2.0, 2.0, 0.1 + 0.2, 1e300, -1e-7, 3.0, 123456.789]
 _JSONS = ["a", 1, True, [1, 2], {"a": 1}, 1.5, [], "B", False, 0, ["a"]]
+_DOMAINS: dict[str, list[Any]] = {"text": _TEXTS, "float8": _FLOATS, "jsonb": _JSONS}
 _PATTERNS = ["a%", "%b", "_", "A%", "%", "a_", "\\%", "É", "%\\%", "x*[_]", "", "%\n", "_%_"]
 _ORDERED = ["=", "=", "!=", "!=", "<", ">", "<=", ">=", "IS", "IS NOT", "IS NOT"]
 _SIMPLE = set(get_args(ast.SimpleOperator))
@@ -82,7 +82,7 @@ class Generator:
 
     def _other_client(self) -> dict[str, Declared]:
         """A client with other keys, fewer columns, perhaps without a table."""
-        found = {}
+        found: dict[str, Declared] = {}
         for name, table in self.tables.items():
             if self.random.random() < 0.2 and found:
                 continue
@@ -100,7 +100,7 @@ class Generator:
             return choose.randint(0, self.width)
         if kind == "bool":
             return choose.random() < 0.5
-        domain: Sequence[Any] = {"text": _TEXTS, "float8": _FLOATS, "jsonb": _JSONS}[kind]
+        domain = _DOMAINS[kind]
         if kind == "text" and self.width > len(_TEXTS):
             return f"v{choose.randint(0, self.width)}"
         return choose.choice(domain[: max(2, self.width)])
@@ -255,8 +255,8 @@ class Generator:
         column = choose.choice(list(columns))
         kind = columns[column]
         if kind == "jsonb":
-            op = choose.choice(["IS", "IS NOT"])
-            return ast.Simple(op, ast.ColumnRef(column), ast.LiteralRef(None))
+            null_test: ast.SimpleOperator = choose.choice(["IS", "IS NOT"])
+            return ast.Simple(null_test, ast.ColumnRef(column), ast.LiteralRef(None))
         ops = [*_ORDERED, "IN", "NOT IN"]
         if kind == "text":
             ops += ["LIKE", "NOT LIKE", "ILIKE", "NOT ILIKE"]

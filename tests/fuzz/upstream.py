@@ -115,7 +115,7 @@ class Upstream:
             parts = [
                 sql.SQL("{} {}{}").format(
                     sql.Identifier(c),
-                    sql.SQL(kind),  # type: ignore[arg-type]
+                    sql.SQL(kind),
                     sql.SQL(" NOT NULL" if c in table.required else ""),
                 )
                 for c, kind in table.columns.items()

@@ -18,7 +18,7 @@ import apsw
 from view_syncer.ivm.encode import ClientTables, Encoder
 from view_syncer.ivm.pipeline import Pipeline
 from view_syncer.ivm.plan import Plan
-from view_syncer.ivm.snapshot import SnapshotReader
+from view_syncer.ivm.snapshot import ReaderPool, SnapshotReader
 from zerocache.errors import QueryError
 from zerocache.protocol.versions import Watermark
 from zerocache.replica.schema import ReplicaSchema
@@ -56,9 +56,10 @@ class Hydration:
     schema: ReplicaSchema
     reader: SnapshotReader
     encoded: EncodedRows
+    readers: ReaderPool
 
     def close(self) -> None:
-        self.reader.close()
+        self.readers.give_back(self.reader)
 
 
 @dataclass(slots=True)
@@ -72,12 +73,16 @@ class HydrationRequest:
     cancelled: threading.Event = field(default_factory=threading.Event)
 
 
-def hydrate(path: Path, request: HydrationRequest, limits: HydrationLimits) -> Hydration:
+def hydrate(
+    readers: ReaderPool | Path, request: HydrationRequest, limits: HydrationLimits
+) -> Hydration:
     """Compute and encode a query at the newest commit; the caller owns the result.
 
     Raises :class:`QueryError` beyond a limit and :class:`HydrationCancelled`.
     """
-    reader = SnapshotReader(path)
+    if isinstance(readers, Path):
+        readers = ReaderPool(readers, 0)
+    reader = readers.take()
     try:
         reader.begin()
         watch = _Watch(request.cancelled, limits)
@@ -91,7 +96,7 @@ def hydrate(path: Path, request: HydrationRequest, limits: HydrationLimits) -> H
     except BaseException:
         reader.close()
         raise
-    return Hydration(pipeline, request.schema, reader, encoded)
+    return Hydration(pipeline, request.schema, reader, encoded, readers)
 
 
 class _Watch:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-from zerocache.replica.schema import ReplicaSchema
+from zerocache.replica.schema import ReplicaColumn, ReplicaSchema
 from zerocache.zql import sqlite
 from zerocache.zql.shape import (
     WITNESS_LIMIT,
@@ -30,6 +30,9 @@ from zerocache.zql.shape import (
 
 WINDOW_RESERVE = 20
 """Rows kept beyond a window's limit, so that a delete inside it refills without a query."""
+
+
+_INTEGERS = frozenset({"int2", "int4", "int8"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,7 +213,7 @@ class _Builder:
             for name, direction in node.order:
                 if name not in columns:
                     columns.append(name)
-                nullable = not self._schema[node.table].columns[name].not_null
+                nullable = _may_be_null(self._schema[node.table].columns[name])
                 order.append(OrderColumn(columns.index(name), direction == "desc", nullable))
         self.levels[index] = Level(
             index=index,
@@ -244,6 +247,13 @@ class _Builder:
             set(index[: len(wanted)]) == wanted or (index and index[0] in wanted)
             for index in (*definition.indexes, *definition.keys)
         )
+
+
+def _may_be_null(column: ReplicaColumn) -> bool:
+    """NOT NULL upstream is no promise for numbers: NaN, infinities and infinite dates, which have
+    no JSON form, are stored as NULL. Integers have none of these."""
+    always_finite = column.client_type != "number" or column.upstream_type in _INTEGERS
+    return not (column.not_null and always_finite)
 
 
 def _children(node: Node) -> Iterator[_Child]:

@@ -1,7 +1,8 @@
-"""Read snapshots of the replica: one connection, pinned to one commit at a time."""
+"""Read snapshots of the replica: connections, each pinned to one commit at a time."""
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 from view_syncer.ivm.encode import register_functions
@@ -13,6 +14,8 @@ class SnapshotReader:
     """One connection whose read transaction can be moved to the newest commit."""
 
     def __init__(self, path: Path) -> None:
+        # Taken before the file is opened: if it is replaced in between, the reader looks stale.
+        self.inode = path.stat().st_ino
         self.db = open_replica(path)
         register_functions(self.db)
         self.version = Watermark("00")
@@ -36,3 +39,40 @@ class SnapshotReader:
     def close(self) -> None:
         self.end()
         self.db.close()
+
+
+class ReaderPool:
+    """Readers for one snapshot after another: opening one parses the whole schema and starts with
+    an empty statement cache. May be used from any thread; a reader belongs to one at a time."""
+
+    def __init__(self, path: Path, max_idle: int) -> None:
+        self._path = path
+        self._max_idle = max_idle
+        self._lock = threading.Lock()
+        self._idle: list[SnapshotReader] = []
+
+    def take(self) -> SnapshotReader:
+        """A reader without a snapshot, of the file that is there now."""
+        inode = self._path.stat().st_ino
+        while (reader := self._pop()) is not None:
+            if reader.inode == inode:
+                return reader
+            reader.close()
+        return SnapshotReader(self._path)
+
+    def give_back(self, reader: SnapshotReader) -> None:
+        """End the reader's snapshot; it may be reused."""
+        reader.end()
+        with self._lock:
+            if len(self._idle) < self._max_idle:
+                self._idle.append(reader)
+                return
+        reader.close()
+
+    def close(self) -> None:
+        while (reader := self._pop()) is not None:
+            reader.close()
+
+    def _pop(self) -> SnapshotReader | None:
+        with self._lock:
+            return self._idle.pop() if self._idle else None

@@ -240,6 +240,11 @@ class RecordMachine(RuleBasedStateMachine):
             self.record.drop_query(query, change)
             self.model = {key: value for key, value in self.model.items() if key[1] != query}
         self.record.prune(self.now, change)
+        self.model = {
+            key: (ttl, since)
+            for key, (ttl, since) in self.model.items()
+            if since is None or since + ttl > self.now
+        }
         assert self.record.live_queries(self.now) == live
 
     def _inactivate(self, client: str, query: str) -> None:

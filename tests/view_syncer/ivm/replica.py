@@ -1,4 +1,4 @@
-"""A replica for engine tests: any tables, rows as clients see them, changes through the real writer.
+"""A replica for engine tests: any tables, rows as clients see them, the real writer.
 
 Owns the model of what upstream holds (:attr:`Replica.rows`) and keeps the replica file equal to
 it. A change upstream would have refused (a taken key, a missing row) is left out of both, so any

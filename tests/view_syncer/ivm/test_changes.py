@@ -15,7 +15,10 @@ from view_syncer.ivm.changes import Batch, TableChanges, read_batch
 from zerocache.protocol.versions import Watermark
 from zerocache.replica.reader import open_replica, read_state
 
-TABLES = {"t": Table({"id": "text", "a": "int4", "b": "text"}, ("id",)), "u": Table({"id": "text"}, ("id",))}  # fmt: skip
+TABLES = {
+    "t": Table({"id": "text", "a": "int4", "b": "text"}, ("id",)),
+    "u": Table({"id": "text"}, ("id",)),
+}
 WATCHED = {"t": ("a", "id")}
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.view_syncer.ivm.cases import TABLES, all_of, any_of, c, ex, q, rel, seed_rows
 from tests.view_syncer.ivm.group import Group
-from tests.view_syncer.ivm.replica import Change, Replica, Table, client_tables
+from tests.view_syncer.ivm.replica import Change, Replica, Row, Table, client_tables
 from view_syncer.ivm.encode import ClientTables, SyncedTable
 from view_syncer.ivm.engine import Engine
 from zerocache.errors import QueryError, UnsafeIntegerError
@@ -209,7 +209,8 @@ def test_an_unsafe_integer_is_reported_per_pipeline_and_client(tmp_path: Path) -
     "statement",
     [
         # X3: what the writer logs when a table's columns change.
-        'INSERT INTO "_zero.changeLog" (version, "table", row, op) VALUES (\'zz\', \'task\', 0, \'r\')',
+        'INSERT INTO "_zero.changeLog" (version, "table", row, op) '
+        "VALUES ('zz', 'task', 0, 'r')",
         'UPDATE "_zero.replicationConfig" SET replicaVersion = \'zz\'',
         'UPDATE "_zero.replicationState" SET logFloor = logPos + 1',
     ],
@@ -235,6 +236,27 @@ def test_what_cannot_be_followed_voids_every_subscription(
     fresh = engine.subscribe(q("task"), ALL)
     assert fresh.pipeline is not old.pipeline
     assert len(engine.rows(fresh)) == 6
+
+
+@pytest.mark.parametrize("order", ["f↑", "f↓"])
+def test_a_number_json_cannot_express_is_null_even_where_null_is_forbidden(
+    tmp_path: Path, order: str
+) -> None:
+    """NaN and infinities are stored as NULL, whatever upstream says of the column."""
+    tables = {"m": Table({"id": "text", "f": "float8"}, ("id",), ("f",))}
+    rows: list[Row] = [{"id": "a", "f": 1.5}, {"id": "b", "f": None}, {"id": "c", "f": -2.5}]
+    replica = Replica(tmp_path / "r.db", tables, {"m": rows})
+    engine = Engine(replica.path)
+    group = Group(engine, client_tables(tables))
+    group.add("q", q("m", order=order, limit=2))
+    expected = {"f↑": ["b", "c"], "f↓": ["a", "c"]}[order]
+    assert sorted(row["id"] for row in group.store.values()) == expected
+    replica.commit([Change("put", "m", {"id": "a", "f": None})])
+    group.advance()
+    expected = {"f↑": ["a", "b"], "f↓": ["a", "c"]}[order]
+    assert sorted(row["id"] for row in group.store.values()) == expected
+    engine.close()
+    replica.close()
 
 
 def test_after_a_reset_commits_are_followed_again(replica: Replica, engine: Engine) -> None:

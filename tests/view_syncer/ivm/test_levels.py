@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ class Bench:
     def level(self, query: ast.Query, index: int) -> Any:
         instance = lift(query, self.schema, {})
         level: Level = make_plan(instance.shape, self.schema).levels[index]
-        self.make = lambda: level_state(level, dict(instance.params))
+        self.make: Callable[[], Any] = lambda: level_state(level, dict(instance.params))
         return self.make()
 
     def support(self, state: Any, *partitions: Partition) -> None:

@@ -7,14 +7,23 @@ from typing import Any
 
 import pytest
 
-from view_syncer.ivm.plan import WINDOW_RESERVE
-from view_syncer.ivm.window import BEFORE_ALL, Entry, Window, make_entry
+from view_syncer.ivm.plan import WINDOW_RESERVE, OrderColumn
+from view_syncer.ivm.window import (
+    BEFORE_ALL,
+    MAX_RESERVE,
+    Entry,
+    Window,
+    key_length,
+    make_entry,
+)
 
-_KEY = 3  # one order column in two parts, and the rowid
+_ORDER = (OrderColumn(0, False, True),)
+_KEY = key_length(_ORDER)
 
 
 def entry(value: Any, rowid: int | None = None, *, descending: bool = False) -> Entry:
-    return make_entry(value if rowid is None else rowid, (value,), ((0, descending),), 1)
+    order = (OrderColumn(0, descending, True),)
+    return make_entry(value if rowid is None else rowid, (value,), order, 1)
 
 
 def window(limit: int, values: range) -> Window:
@@ -28,30 +37,39 @@ def rowids(entries: Any) -> list[int]:
     return [e[_KEY - 1] for e in entries]
 
 
-_ASCENDING = [None, -1, 0, 0.5, 2**53, "", "A", "a", "é", "\ufffd", "😀"]
+_NUMBERS = [None, -1, 0, 0.5, 2**53, 1e300]
+_STRINGS = [None, "", "A", "a", "é", "\ufffd", "😀"]
 
 
+@pytest.mark.parametrize("ascending", [_NUMBERS, _STRINGS], ids=["numbers", "strings"])
+@pytest.mark.parametrize("nullable", [False, True])
 @pytest.mark.parametrize("descending", [False, True])
-def test_entries_sort_as_the_database_does(descending: bool) -> None:
-    entries = [entry(v, 1, descending=descending) for v in _ASCENDING]
+def test_entries_sort_as_the_database_does(
+    ascending: list[Any], descending: bool, nullable: bool
+) -> None:
+    values = ascending if nullable else ascending[1:]
+    order = (OrderColumn(0, descending, nullable),)
+    entries = [make_entry(1, (v,), order, 1) for v in values]
     random.Random(1).shuffle(entries)
-    expected = _ASCENDING[::-1] if descending else _ASCENDING
-    assert [e[-1] for e in sorted(entries)] == expected
+    assert [e[-1] for e in sorted(entries)] == (values[::-1] if descending else values)
 
 
 def test_ties_are_broken_by_the_next_column_in_its_own_direction() -> None:
-    order = ((0, False), (1, True))
+    order = (OrderColumn(0, False, True), OrderColumn(1, True, True))
     rows = [(1, "a"), (1, "b"), (0, "a"), (None, None), (1, None)]
     found = sorted(make_entry(i, row, order, 2) for i, row in enumerate(rows))
     assert [e[-2:] for e in found] == [(None, None), (0, "a"), (1, "b"), (1, "a"), (1, None)]
 
 
 def test_only_the_first_columns_are_kept() -> None:
-    assert make_entry(7, ("x", 1), ((1, False),), 1)[-2:] == (7, "x")
+    assert make_entry(7, ("x", 1), (OrderColumn(1, False, False),), 1)[-2:] == (7, "x")
 
 
-def test_booleans_and_floats_sort_as_numbers() -> None:
-    assert entry(1, 1)[:2] == entry(1.0, 1)[:2]
+def test_the_key_of_an_entry_ends_with_the_rowid() -> None:
+    order = (OrderColumn(0, False, True), OrderColumn(1, True, False))
+    entry_ = make_entry(7, (1, 2), order, 2)
+    assert entry_[key_length(order) - 1] == 7
+    assert entry_[key_length(order) :] == (1, 2)
 
 
 def test_the_visible_rows_are_the_first_ones() -> None:
@@ -132,6 +150,16 @@ def test_a_window_within_twice_its_reserve_is_left_alone() -> None:
 
 def test_the_reserve_of_large_windows_is_limited() -> None:
     assert [Window(n, _KEY).reserve for n in (0, 1, 5, 1000)] == [1, 1, 5, WINDOW_RESERVE]
+
+
+def test_a_window_that_runs_dry_fetches_farther_ahead_each_time() -> None:
+    one = window(1000, range(5))
+    reserves = []
+    for _ in range(8):
+        one = one.successor()
+        reserves.append(one.reserve)
+    assert reserves == sorted(reserves)
+    assert (reserves[0], reserves[-1]) == (2 * WINDOW_RESERVE, MAX_RESERVE)
 
 
 def test_rows_between_two_ends_of_the_visible_part() -> None:

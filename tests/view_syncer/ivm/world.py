@@ -59,7 +59,11 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "float8": st.sampled_from([0.0, 1.0, 1.5, -2.0]),
     "bool": st.booleans(),
 }
-INDEXED = {"item": [("node",)], "link": [("r",)], "node": [("x", "id")]}
+INDEXED: dict[str, list[tuple[str, ...]]] = {
+    "item": [("node",)],
+    "link": [("r",)],
+    "node": [("x", "id")],
+}
 
 
 def published() -> PublishedSchema:
@@ -194,7 +198,7 @@ def _key_values(name: str, row: Row) -> Row:
 
 # -- queries -----------------------------------------------------------------------------------
 
-_ORDERED = ["=", "!=", "<", ">", "<=", ">=", "IS", "IS NOT"]
+_ORDERED: list[ast.SimpleOperator] = ["=", "!=", "<", ">", "<=", ">=", "IS", "IS NOT"]
 
 
 @st.composite
