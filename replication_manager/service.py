@@ -20,6 +20,7 @@ import psycopg
 import structlog
 
 from replication_manager.applier import Applier
+from replication_manager.history import read_history, require_same_past
 from replication_manager.indexes import IndexKeeper
 from replication_manager.initial_sync import SyncSettings, run_initial_sync
 from replication_manager.local_replica import require_usable
@@ -56,6 +57,8 @@ _LONGEST_BACKOFF_S = 15.0
 # How long a database may be away when we start; containers often start before it.
 _STARTUP_PATIENCE_S = 60.0
 _STABLE_AFTER_S = 30.0
+# With these the server ends a stream that can never get further.
+_UNUSABLE = (psycopg.errors.UndefinedObject, psycopg.errors.ObjectNotInPrerequisiteState)
 
 log = structlog.get_logger(__name__)
 
@@ -87,6 +90,7 @@ class ReplicationService:
         # Tells our walsender from that of another node in pg_stat_activity, which cuts at 63.
         self._purpose = f"replication-{config.task_id}"[:58]
         self._backoff_s = _FIRST_BACKOFF_S
+        # Since when the upstream database may have been away.
         self._started_s = time.monotonic()
         # True once a stream was begun: from then on workers serve, and only waiting is left.
         self._was_ready = False
@@ -100,7 +104,9 @@ class ReplicationService:
                 session_s = time.monotonic()
                 self._run_session()
                 if time.monotonic() - session_s >= _STABLE_AFTER_S:
+                    # The database was there all the time; a copy that broke off is begun again.
                     self._backoff_s = _FIRST_BACKOFF_S
+                    self._started_s = time.monotonic()
                 self._stop.wait(self._backoff_s)
                 self._backoff_s = min(2 * self._backoff_s, _LONGEST_BACKOFF_S)
         except Stopped:
@@ -116,7 +122,12 @@ class ReplicationService:
             raise
         except (apsw.CorruptError, apsw.NotADBError, ReplicaError) as error:
             self._resync(_corrupt(self._file, error))
-        except (ConfigurationError, ReplicationError, psycopg.Error, StreamEnded) as error:
+        except StreamEnded as ended:
+            if isinstance(ended.cause, _UNUSABLE):
+                self._resync(_unusable(ended.cause))
+            else:
+                self._recover(ended)
+        except (ConfigurationError, ReplicationError, psycopg.Error) as error:
             self._recover(error)
 
     def _resync(self, reason: ResyncRequired) -> None:
@@ -210,6 +221,9 @@ class ReplicationService:
         ):
             limits = self._limits(connection)
             start = lsn_from_watermark(writer.state.version) + 1
+            history = read_history(connection)
+            require_same_past(history, position.origin(), max(start, position.read()))
+            position.record_origin(history.origin)
             start_streaming(connection, slot, start, upstream.publications, self._stop)
             log.info("replication_started", slot=slot, version=writer.state.version)
             self._indexes.open(writer)
@@ -262,6 +276,13 @@ class ReplicationService:
         override_ms = self._config.upstream.pg_stream_inbound_timeout_ms
         inbound_s = 2 * timeout_s if override_ms is None else override_ms / 1_000
         return StreamLimits(wal_sender_timeout_s=timeout_s, inbound_timeout_s=inbound_s)
+
+
+def _unusable(error: psycopg.Error) -> ResyncRequired:
+    return ResyncRequired(
+        f"upstream cannot go on where the replica is ({error.diag.message_primary}): a publication "
+        "was made anew meanwhile, or the slot was invalidated; a new initial sync is needed"
+    )
 
 
 def _corrupt(file: Path, error: Exception) -> ResyncRequired:

@@ -91,6 +91,10 @@ class ChangeStream:
             if frame is None:
                 connection.read_socket()
                 frame = connection.next_frame()
+                if frame is not None:
+                    # A huge transaction may keep us from ever waiting.
+                    self._received_at = now = self._now()
+                    self._housekeeping(now)
             if frame is None:
                 self._commit_group()
                 self._wait()

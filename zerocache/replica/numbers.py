@@ -10,6 +10,7 @@ from math import inf
 
 _MAX_SAFE = 2**53 - 1
 _MAX_INT64 = 2**63 - 1
+_MAX_INT64_LENGTH = len(str(-_MAX_INT64 - 1))
 
 
 def decode_bool(text: str) -> int:
@@ -32,8 +33,10 @@ def decode_numeric(text: str) -> int | float | None:
     """numeric: exact if integral and within 64 bits, else the nearest double."""
     whole, _, fraction = text.partition(".")
     if not fraction.strip("0") and whole.lstrip("-").isdigit():
-        integer = int(whole)
-        return integer if -_MAX_INT64 - 1 <= integer <= _MAX_INT64 else _finite(float(text))
+        # Longer ones cannot fit, and Python refuses to read very long ones.
+        integer = int(whole) if len(whole) <= _MAX_INT64_LENGTH else None
+        if integer is not None and -_MAX_INT64 - 1 <= integer <= _MAX_INT64:
+            return integer
     return _finite(float(text))
 
 
