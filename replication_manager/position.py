@@ -1,11 +1,11 @@
-"""Remembers, in the replica, how far its slot was moved without any transaction of ours, and where.
+"""Remembers, in the replica, where in upstream's log it stands beside its transactions.
 
-Owns the one-row tables ``_zero.slotPosition`` and ``_zero.upstream``. While only unpublished tables change, upstream is
-acknowledged past the replica's version so that it can recycle WAL; without a record of that, a
-replica restored from an old copy could not be told from one that is merely idle, and the
-transactions in between would be missing for ever. The second table names the cluster and timeline
-that positions belong to (history.py). Invariant: a position is durable here before
-upstream is told.
+Owns two one-row tables. ``_zero.slotPosition`` says how far the slot was moved without any
+transaction of ours: while only unpublished tables change, upstream is acknowledged past the
+replica's version so that it can recycle WAL; without a record of that, a replica restored from an
+old copy could not be told from one that is merely idle, and the transactions in between would be
+missing for ever. ``_zero.upstream`` names the cluster and timeline that positions belong to
+(history.py). Invariant: a position is durable here before upstream is told.
 """
 
 from __future__ import annotations

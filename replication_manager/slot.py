@@ -313,9 +313,9 @@ def take_over(
     with control.transaction():
         control.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", [shard.slot_lock])
         control.execute(
-            sql.SQL(
-                'UPDATE {} SET "subscriberContext" = %s::json WHERE slot = %s'
-            ).format(_replicas(shard)),
+            sql.SQL('UPDATE {} SET "subscriberContext" = %s::json WHERE slot = %s').format(
+                _replicas(shard)
+            ),
             [msgspec.json.encode({"subscriber": name}).decode(), slot],
         )
         # Newer ones are of syncs under way or of their first moments; one that is finished, was

@@ -59,22 +59,25 @@ class AdvanceQueue:
 
     @contextmanager
     def held(self) -> Iterator[None]:
+        """Keep advances back until the last hold ends. One that ends by a failure applies none:
+        what they build on may never have been poked."""
         self._holds += 1
         try:
             yield
-        finally:
+        except BaseException:
             self._holds -= 1
-            if not self._holds:
-                self.drain(None)
+            raise
+        self._holds -= 1
+        if not self._holds:
+            self.drain(None)
 
     def void(self) -> None:
         self.epoch += 1
         self.deaf = True
         self._waiting.clear()
 
-    async def of_engine(self, answer: Awaitable[T]) -> T:
-        """``answer``, unless the epoch ended while it was awaited."""
-        epoch = self.epoch
+    async def of_engine(self, answer: Awaitable[T], epoch: int) -> T:
+        """``answer``, unless the ``epoch`` of what it builds on is over by then."""
         result = await answer
         self.check(epoch)
         return result

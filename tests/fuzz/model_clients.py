@@ -94,6 +94,7 @@ class Tab:
         self.group = group
         self.state = state
         self.wanted: set[str] = set()
+        self.ever_wanted: set[str] = set()
         self.pokes = 0
         # Since the last look: a lost connection may have swallowed changes of queries.
         self.was_interrupted = True
@@ -130,6 +131,7 @@ class Tab:
     def want(self, put: Iterable[str] = (), delete: Iterable[str] = ()) -> None:
         put, delete = set(put) - self.wanted, set(delete) & self.wanted
         self.wanted = (self.wanted | put) - delete
+        self.ever_wanted |= put
         self.send_changes(put, delete)
 
     def send_changes(self, put: set[str], delete: set[str]) -> None:

@@ -271,8 +271,8 @@ class Episode:
         group.tabs.remove(tab)
         self._count.pokes += tab.pokes
         await tab.go_offline()
-        # Whether the message arrives is not known, so nothing is concluded from it.
-        group.doubtful |= tab.wanted | tab.state.desired.get(tab.id, set())
+        # Which of its messages arrived is not known, nor whether this one will.
+        group.doubtful |= tab.ever_wanted
         if tell:
             group.tabs[0].send_delete_clients([tab.id, "never-heard-of"])
 

@@ -99,9 +99,7 @@ def test_uniqueness_given_up_displaces_no_row_meanwhile(
     assert compare(replicator) >= 3
 
 
-def test_publication_made_anew_ends_in_a_new_sync(
-    replicator: Replicator, run_sql: RunSql
-) -> None:
+def test_publication_made_anew_ends_in_a_new_sync(replicator: Replicator, run_sql: RunSql) -> None:
     """What happened between DROP and CREATE is not in the stream, whoever looks when."""
     run_sql("CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION parts FOR TABLE t")
     config = replicator.config

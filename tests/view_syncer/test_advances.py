@@ -33,7 +33,7 @@ def test_advances_wait_for_the_last_hold() -> None:
     assert applied == ["01", "02", "03"]
 
 
-def test_hold_that_fails_lets_the_advances_go() -> None:
+def test_hold_that_fails_applies_nothing_and_loses_nothing() -> None:
     queue, applied = recorded()
 
     def fail() -> None:
@@ -43,7 +43,9 @@ def test_hold_that_fails_lets_the_advances_go() -> None:
 
     with pytest.raises(RuntimeError):
         fail()
-    assert applied == ["01"]
+    assert applied == []
+    queue.put(advance("02"))
+    assert applied == ["01", "02"]
 
 
 def test_void_forgets_what_waits_and_hears_nothing_until_it_listens_again() -> None:
@@ -61,7 +63,7 @@ def test_void_forgets_what_waits_and_hears_nothing_until_it_listens_again() -> N
 async def test_answer_of_an_epoch_that_ended_is_refused() -> None:
     queue, _ = recorded()
     answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-    waiting = asyncio.create_task(queue.of_engine(answer))
+    waiting = asyncio.create_task(queue.of_engine(answer, queue.epoch))
     await asyncio.sleep(0)
     answer.set_result(1)
     queue.void()
@@ -74,4 +76,4 @@ async def test_answer_of_the_present_epoch_is_given() -> None:
     queue.void()
     answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     answer.set_result(7)
-    assert await queue.of_engine(answer) == 7
+    assert await queue.of_engine(answer, queue.epoch) == 7

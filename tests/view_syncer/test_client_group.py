@@ -269,6 +269,13 @@ async def test_unsafe_last_mutation_id_ends_the_group(server: Server) -> None:
     assert "lastMutationID" in str(error)
 
 
+async def test_unsafe_last_mutation_id_at_hydration_names_the_column(server: Server) -> None:
+    server.replica.set_last_mutation_id("g", "c1", 2**53)
+    error = await refused(server.client(ALL_TASKS))
+    assert error.kind == "Internal"
+    assert "lastMutationID" in str(error)
+
+
 # -- reconnecting -------------------------------------------------------------------------------
 
 
@@ -666,6 +673,62 @@ async def test_reset_while_a_query_hydrates_beside_the_engine(
     assert first.state.got == {ALL_TAGS.hash, ALL_TASKS.hash}
     # Nobody was told that the older query had gone in between.
     assert not any(op == "del" for poke in first.pokes for op, _ in got_ops(poke))
+
+
+async def test_advance_that_fails_behind_a_change_of_queries_spares_the_rest(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    victim = await server.connected(ALL_TASKS)
+    one, two = task_where(title="A"), task_where(title="B")
+    other = await server.connected(one, DesiredQuery(two.hash, ast=two.ast, ttl_ms=0))
+    gate = Gate(monkeypatch, server.worker._engine, "reconcile")
+    other.change_queries(put=[ALL_TAGS], delete=[two])
+    await gate.reached.wait()
+    version = server.replica.write(put_task("big", n=2**53))
+    await server.worker._queries.wait_for_version(version, 10)  # type: ignore[arg-type]
+    gate.open()
+    assert (await failure(victim)).kind == "Internal"
+    await other.wait_got(ALL_TAGS)
+    newest = server.replica.write(edit_task("a", done=1), put_tag("t"))
+    await other.wait_for(lambda: ("t",) in other.state.table("tag"))
+    assert other.failure is None
+    assert other.state.cookie is not None
+    assert other.state.cookie.startswith(newest)
+    assert other.state.table("task")["a",]["done"] is True
+    assert other.state.got == {one.hash, ALL_TAGS.hash}
+
+
+async def test_reset_behind_a_commit_never_shows_a_view_without_its_rows(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = await server.connected(ALL_TASKS)
+    first.close()
+    async with serving(server.replica, server.config) as restarted:
+        gate = Gate(monkeypatch, restarted.worker._store, "save")
+        again = restarted.client(client_id=first.client_id, state=first.state)
+        await again.connect()
+        await gate.reached.wait()
+        group = restarted.group()
+        group.invalidate()
+        await restarted.worker._engine.drop(group)
+        gate.open()
+        group.schedule(group.rebuild())
+        await again.wait_for(lambda: again.session.poke_count > 0)
+        assert {len(row_ops(poke)) for poke in again.pokes if got_ops(poke)} == {4}
+        assert set(again.titles) == {"a", "b", "c"}
+
+
+async def test_stopping_gives_up_what_the_group_does_on_its_own(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await server.connected(ALL_TASKS)
+    group = server.group()
+    gate = Gate(monkeypatch, server.worker._queries, "resolve")
+    group.schedule(group.settle())
+    await gate.reached.wait()
+    async with asyncio.timeout(5):
+        await group.stop()
+    assert group.closed
 
 
 async def test_client_replaced_while_its_first_message_is_worked_on(

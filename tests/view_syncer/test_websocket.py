@@ -139,6 +139,16 @@ async def test_request_that_is_no_upgrade_is_answered_and_ended(port: Port) -> N
     await pair.ended()
 
 
+async def test_upgrade_that_the_peer_closes_before_the_answer_is_not_accepted(port: Port) -> None:
+    pair = await port.raw()
+    closing = peer.encode_frame(peer.CLOSE, peer.close_payload(1000))
+    await pair.send(request({"Sec-WebSocket-Protocol": "e30%3D"}) + closing)
+    assert not pair.server.accept(await pair.server.request)
+    pair.server.send_text(b"into the void")
+    pair.server.close()
+    await pair.ended()
+
+
 @pytest.mark.parametrize("garbage", [b"\x16\x03\x01\r\n\r\n", b"GET / HT", b""])
 async def test_garbage_instead_of_a_request_fails_the_request(port: Port, garbage: bytes) -> None:
     pair = await port.raw()

@@ -118,7 +118,7 @@ class Encoder:
         for table, rowids in rows.items():
             sql = self._table(table)
             if sql is not None and rowids:
-                found[table] = dict(db.execute(sql.put, (rowid_array(rowids),)))
+                found[table] = dict(_encoded(db, sql.put, table, rowids))
         return found
 
     def delta(

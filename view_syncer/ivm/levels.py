@@ -44,6 +44,7 @@ class LevelState(Protocol):
     members: dict[int, Values]
     support: dict[Partition, int]
     offset: int
+    max_rows: int
 
     def hydrate(self, db: apsw.Connection, partitions: Collection[Partition]) -> None: ...
 
@@ -75,7 +76,9 @@ class _Base:
     def __init__(self, level: Level, params: Params, max_rows: int = 0) -> None:
         self.level = level
         self.params = params
-        self._max_rows = max_rows
+        # 0 is no limit, and what the owner sets once the level is hydrated: an advance must not
+        # fail for everybody because one query grew.
+        self.max_rows = max_rows
         self.members: dict[int, Values] = {}
         # Where in a row's values its selected columns begin.
         self.offset = 0
@@ -92,8 +95,16 @@ class _Base:
         """What is kept of a selected row (rowid first)."""
         return row[1:]
 
-    def _fetch(self, db: apsw.Connection, sql: str, **inputs: Any) -> list[tuple[Any, ...]]:
-        return db.execute(sql, {**self.params, **inputs}).fetchall()
+    def _fetch(self, db: apsw.Connection, sql: str, **inputs: Any) -> Iterable[tuple[Any, ...]]:
+        return db.execute(sql, {**self.params, **inputs})
+
+    def _check_size(self, rows: int) -> None:
+        if self.max_rows and rows > self.max_rows:
+            raise QueryError(
+                f"the query needs more than {self.max_rows} rows of table "
+                f"{self.level.table!r}; give it a limit or a filter, or raise "
+                "ZEROCACHE_MAX_ROWS_PER_QUERY"
+            )
 
     def _candidates(
         self, db: apsw.Connection, rowids: Collection[int]
@@ -167,12 +178,7 @@ class PlainLevel(_Base):
         # In chunks, so that a query without a limit is stopped before it fills the memory.
         while chunk := list(islice(cursor, _CHUNK_ROWS)):
             count += len(chunk)
-            if self._max_rows and count > self._max_rows:
-                raise QueryError(
-                    f"the query needs more than {self._max_rows} rows of table "
-                    f"{self.level.table!r}; give it a limit or a filter, or raise "
-                    "ZEROCACHE_MAX_ROWS_PER_QUERY"
-                )
+            self._check_size(count)
             for row in chunk:
                 yield row[0], row[1:]
 
@@ -347,11 +353,15 @@ class WindowLevel(_Base):
             return
         sample = window or self._window()
         entries: dict[Partition, list[Entry]] = {p: [] for p in partitions}
+        visible = len(self.members)
         for row in self._beginnings(db, partitions, sample.capacity):
             entry = self._values(row)
             partition_ = self._partition(entry)
             assert partition_ is not None
             entries[partition_].append(entry)
+            if len(entries[partition_]) <= self._limit:
+                visible += 1
+                self._check_size(visible)
             self._reserve[row[0]] = entry
         for partition, found in entries.items():
             found.sort()
@@ -369,7 +379,7 @@ class WindowLevel(_Base):
 
     def _beginnings(
         self, db: apsw.Connection, partitions: Collection[Partition], limit: int
-    ) -> list[tuple[Any, ...]]:
+    ) -> Iterable[tuple[Any, ...]]:
         if len(partitions) > 1:
             parts = encode_partitions(partitions)
             return self._fetch(db, self.level.sql_windows, parts=parts, limit=limit)

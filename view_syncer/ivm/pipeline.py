@@ -126,7 +126,13 @@ class Pipeline:
         for state in self.levels:
             state.hydrate(db, state.support.keys())
             self._support_children(state, LevelDelta(entered=state.members), {}, {})
+        self._lift_limit()
         self._hydration_s = time.perf_counter() - start
+
+    def _lift_limit(self) -> None:
+        self._max_rows = 0
+        for state in self.levels:
+            state.max_rows = 0
 
     def apply(self, db: apsw.Connection, touch: Touch, batch: Batch) -> Delta:
         """Advance by one batch."""

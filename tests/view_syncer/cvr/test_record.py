@@ -141,6 +141,24 @@ def test_deleting_a_client_without_desires_is_no_new_version() -> None:
     assert not nothing
 
 
+def test_deleted_client_that_goes_on_asking_is_registered_again() -> None:
+    """Or nobody would ever delete it, and its queries would live forever."""
+    record = GroupRecord("g")
+    record.add_client("c", ConfigChange())
+    record.delete_client("c", 0, ConfigChange())
+    change = apply(record, put("q"))
+    assert record.clients == {"c"}
+    assert change.clients == {"c"}
+
+
+def test_query_without_any_desire_is_due_at_once() -> None:
+    record = GroupRecord("g")
+    apply(record, put("q"))
+    apply(record, ClearQueries(), now=7)
+    assert record.live_queries(7) == set()
+    assert record.next_expiry_ms() == 0
+
+
 def test_query_expires_with_the_last_of_its_clients() -> None:
     record = GroupRecord("g")
     apply(record, put("q", 10), client="a")
@@ -268,7 +286,8 @@ class RecordMachine(RuleBasedStateMachine):
 
     @invariant()
     def next_expiry_is_the_first_end_of_a_query(self) -> None:
-        ends: dict[str, float] = {}
+        # A query that nobody has a word on any more is due at once.
+        ends = dict.fromkeys(self.record.queries, 0.0)
         for (_, query), (ttl, since) in self.model.items():
             end = float("inf") if since is None else since + ttl
             ends[query] = max(ends.get(query, 0.0), end)

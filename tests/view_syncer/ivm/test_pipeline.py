@@ -236,6 +236,6 @@ def test_changed_since_knows_rows_written_later(stand: Stand) -> None:
 
 def test_recomputing_pays_only_for_many_rows(stand: Stand) -> None:
     pipeline = stand.start(q("task"))
-    few, many = Touch({0: {1, 2}}), Touch({0: set(range(10_000_000))})
+    few, many = Touch({0: {1, 2}}), Touch({0: set(range(200_000))})
     assert not pipeline.rehydrate_is_cheaper(few, 256, 2.0)
     assert pipeline.rehydrate_is_cheaper(many, 256, 2.0)

@@ -198,6 +198,7 @@ def _key_values(name: str, row: Row) -> Row:
 
 # -- queries -----------------------------------------------------------------------------------
 
+_DIRECTIONS: list[ast.Direction] = ["asc", "desc"]
 _ORDERED: list[ast.SimpleOperator] = ["=", "!=", "<", ">", "<=", ">=", "IS", "IS NOT"]
 
 
@@ -257,7 +258,7 @@ def queries(draw: st.DrawFn, name: str | None = None, depth: int = 2) -> ast.Que
     order = draw(
         st.none()
         | st.lists(
-            st.tuples(st.sampled_from(sorted(columns)), st.sampled_from(["asc", "desc"])),
+            st.tuples(st.sampled_from(sorted(columns)), st.sampled_from(_DIRECTIONS)),
             max_size=2,
             unique_by=lambda part: part[0],
         )
