@@ -30,6 +30,9 @@ from zerocache.zql.shape import Instance, Node, lift
 
 log = structlog.get_logger(__name__)
 
+MAX_PLANS = 2_000
+"""Plans kept before those that no pipeline uses are dropped."""
+
 REHYDRATE_MIN_ROWS = 256
 REHYDRATE_MARGIN = 2.0
 """From this many touched rows on a pipeline is recomputed instead of advanced if its last
@@ -77,6 +80,7 @@ class Engine:
         self._planning_schema = self.schema
         self._schema_cookie = self._current.db.pragma("schema_version")
         self._plans: dict[Node, Plan] = {}
+        self._max_plans = MAX_PLANS
         # Of every plan that is new since `take_new_plans`, the pipeline it was made for.
         self._new_plans: list[Pipeline] = []
         self._examined: set[Plan] = set()
@@ -264,8 +268,19 @@ class Engine:
         plan = self._plans.get(instance.shape)
         if plan is None:
             self._notice_new_indexes()
+            self._forget_idle_plans()
             plan = self._plans[instance.shape] = make_plan(instance.shape, self._planning_schema)
         return plan
+
+    def _forget_idle_plans(self) -> None:
+        """Plans outlive their pipelines, because shapes come back; but clients may invent any
+        number of them."""
+        if len(self._plans) < self._max_plans:
+            return
+        used = {pipeline.plan for pipeline in self._pipelines.values()}
+        self._plans = {shape: plan for shape, plan in self._plans.items() if plan in used}
+        self._examined &= used
+        self._max_plans = max(MAX_PLANS, 2 * len(self._plans))
 
     def _notice_new_indexes(self) -> None:
         """Plans depend on which indexes there are, and the engine's own come and go without a

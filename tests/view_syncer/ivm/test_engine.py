@@ -67,6 +67,19 @@ def test_another_value_is_another_pipeline_of_the_same_plan(engine: Engine) -> N
     assert one.pipeline.plan is other.pipeline.plan
 
 
+def test_plans_of_shapes_that_nobody_uses_are_forgotten(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "_max_plans", 3)
+    kept = engine.subscribe(q("task", c("rank", "=", 20)), ALL)
+    for limit in range(1, 8):
+        engine.unsubscribe(engine.subscribe(q("task", limit=limit), ALL))
+        monkeypatch.setattr(engine, "_max_plans", 3)
+    assert len(engine._plans) <= 3
+    again = engine.subscribe(q("task", c("rank", "=", 10)), ALL)
+    assert again.pipeline.plan is kept.pipeline.plan
+
+
 def test_a_query_that_matches_nothing_does_not_share_with_all_rows(engine: Engine) -> None:
     nothing, everything = engine.subscribe(q("task", any_of()), ALL), engine.subscribe(
         q("task", all_of()), ALL
