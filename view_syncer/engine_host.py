@@ -110,6 +110,10 @@ class EngineHost:
             for key, result in zip(requests, results, strict=True):
                 if isinstance(result, QueryError):
                     prepared.failed[key] = result
+                elif isinstance(result, apsw.SQLError):
+                    # The schema changed under it. The engine still has the old snapshot, or the
+                    # new schema by now: either way it can hydrate this one itself.
+                    log.info("hydration_outdated", reason=str(result))
                 elif isinstance(result, BaseException):
                     crashes.append(result)
                 else:

@@ -6,6 +6,7 @@ import asyncio
 import shutil
 from collections.abc import AsyncIterator
 
+import apsw
 import pytest
 
 from tests.view_syncer.server import Replica, delete_task, edit_task, put_task, until
@@ -211,3 +212,16 @@ async def test_engine_that_breaks_is_reported(replica: Replica) -> None:
     await until(lambda: bool(listener.fatal))
     moved.rename(replica.path)
     await host.close()
+
+
+async def test_query_whose_schema_changes_while_it_hydrates_is_served_from_the_old_snapshot(
+    host: EngineHost, replica: Replica
+) -> None:
+    db = apsw.Connection(str(replica.path))
+    db.execute("ALTER TABLE task RENAME COLUMN title TO name")
+    db.close()
+    async with host.prepared(TABLES, {"q": ALL}) as prepared:
+        assert prepared.hydrations == []
+        result = await host.reconcile(object(), TABLES, {"q": ALL}, (), prepared=prepared)
+    assert result.added == {"q"}
+    assert result.failed == {}

@@ -327,19 +327,14 @@ def _ask(engine: Engine, query: ast.Query) -> HydrationRequest | None:
     return found if isinstance(found, HydrationRequest) else None
 
 
-def _check(engine: Engine, group: Group) -> None:
-    fresh = Engine(engine._path)
+def _check(path: Path, group: Group, queries: list[ast.Query]) -> None:
+    fresh = Engine(path)
     expected = Group(fresh, CLIENT)
     for name, subscription in group.queries.items():
-        rows = expected.add(name, _queries_of(group)[name]).pipeline.rows()
+        rows = expected.add(name, queries[int(name)]).pipeline.rows()
         assert subscription.pipeline.rows() == rows
     assert group.store == expected.store
     fresh.close()
-
-
-def _queries_of(group: Group) -> dict[str, ast.Query]:
-    asked: dict[str, ast.Query] = group.__dict__.setdefault("asked", {})
-    return asked
 
 
 @PROFILE
@@ -372,9 +367,8 @@ def test_adopting_at_any_later_commit_equals_a_fresh_hydration(
                 if wanted is not None:
                     prepared[i] = hydrate(world.path, wanted, UNLIMITED)
                 if step == min(start + waited[i], len(steps)):
-                    _queries_of(group)[str(i)] = query
                     group.add(str(i), query, prepared.get(i))
-            _check(engine, group)
+            _check(world.path, group, queries)
         for hydration in prepared.values():
             hydration.close()
         engine.close()
