@@ -197,6 +197,8 @@ def _encoded(
         rows: Iterable[tuple[Any, ...]] = db.execute(sql, (rowid_array(rowids),))
         return [(rowid, text) for rowid, text in rows]
     except apsw.SQLError as error:
+        if "JSON" not in str(error):
+            raise  # the statement, not a value
         # Postgres nests JSON deeper than SQLite parses it.
         raise QueryError(
             f"a row of table {table!r} cannot be encoded ({error}): it holds JSON nested deeper "
