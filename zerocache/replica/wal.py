@@ -42,8 +42,8 @@ class WalFile:
     """The WAL of one writer connection.
 
     ``limit_bytes`` is the growth after which a passive checkpoint runs; four times that starts
-    the attempts to start the file anew. It is reused, not
-    truncated: giving its pages back takes much longer than a commit may wait. Belongs to the writer's thread, except for :meth:`sync`.
+    the attempts to start the file anew. It is reused, not truncated: giving its pages back takes
+    longer than a commit may wait. Belongs to the writer's thread, except for :meth:`sync`.
     """
 
     def __init__(self, connection: apsw.Connection, path: Path, *, limit_bytes: int) -> None:
