@@ -45,11 +45,19 @@ class Applier:
     """Feeds one connection's messages to the writer.
 
     * One per connection: relations are announced anew on each.
+    * ``confirm`` is asked about every announced relation, with the commit LSN of the transaction
+      that needs it; it raises if the replica's schema is not upstream's any more.
     * After any exception the writer must be rolled back and the stream begun again.
     """
 
-    def __init__(self, writer: ReplicaWriter, schema_events: SchemaEvents) -> None:
+    def __init__(
+        self,
+        writer: ReplicaWriter,
+        confirm: Callable[[int], None],
+        schema_events: SchemaEvents,
+    ) -> None:
         self._writer = writer
+        self._confirm = confirm
         self._schema_events = schema_events
         # What upstream said about each relation; targets are made from it when rows come, and
         # again when the replica's schema has changed since.
@@ -63,8 +71,8 @@ class Applier:
         self.in_transaction = False
         # True inside a transaction that the replica already has.
         self._skipping = False
-        # Commit LSN of the newest complete transaction that was given to the writer.
-        self.ended_lsn = 0
+        # Commit LSN of the newest transaction that began.
+        self._lsn = 0
         # Row changes since the stream last reset it; decides when a group is large enough.
         self.changes = 0
         self._handlers: dict[type[Message], Callable[..., None]] = {
@@ -153,6 +161,7 @@ class Applier:
             self._skipped[oid] = wire_name(message.schema, message.name)
             return None
         check_relation(message, facts)
+        self._confirm(self._lsn)
         names = [column.name for column in message.columns]
         by_name = {column.name: column for column in facts.table.columns}
         keys = [column.name for column in message.columns if column.is_key]
@@ -165,20 +174,20 @@ class Applier:
         return target
 
     def _begin(self, message: Begin) -> None:
+        self._lsn = message.lsn
         watermark = watermark_from_lsn(message.lsn)
         self.in_transaction = True
         self._skipping = watermark <= self._writer.state.version
         if not self._skipping:
             self._writer.begin_transaction(watermark)
 
-    def _commit(self, message: Commit) -> None:
+    def _commit(self, _: Commit) -> None:
         for table in self._skipped.values():
             self._writer.facts(table)  # raises
         if not self._skipping:
             self._writer.end_transaction()
         self.in_transaction = False
         self._skipping = False
-        self.ended_lsn = message.lsn
 
     def _relation(self, message: Relation) -> None:
         self._relations[message.oid] = message

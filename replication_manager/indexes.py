@@ -8,6 +8,7 @@ Invariant: never more automatic indexes than the limit, and none at all when the
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -89,8 +90,14 @@ class IndexKeeper:
             writer.drop_auto_indexes(surplus)
             log.info("auto_indexes_dropped", indexes=surplus, limit=self._limits.count)
 
-    def work(self, writer: ReplicaWriter, interrupted: Callable[[], bool]) -> bool:
-        """Decide about one wish, between transactions; True if an index was built."""
+    def work(
+        self,
+        writer: ReplicaWriter,
+        interrupted: Callable[[], bool],
+        at_most_s: float = math.inf,
+    ) -> bool:
+        """Decide about one wish, between transactions; True if an index was built. A build ends
+        early when ``interrupted`` says so, and for good after ``at_most_s``."""
         if not self._waiting or writer.in_transaction:
             return False
         with self._lock:
@@ -106,7 +113,7 @@ class IndexKeeper:
             return False
         if not self._is_small_enough(wish, writer) or not self._make_room(wish, writer):
             return False
-        return self._build(wish, writer, interrupted)
+        return self._build(wish, writer, interrupted, min(at_most_s, self._limits.build_s))
 
     def _is_possible(self, wish: IndexWish, writer: ReplicaWriter) -> bool:
         """The worker may have seen another schema than the one the replica has now."""
@@ -150,15 +157,19 @@ class IndexKeeper:
         return True
 
     def _build(
-        self, wish: IndexWish, writer: ReplicaWriter, interrupted: Callable[[], bool]
+        self,
+        wish: IndexWish,
+        writer: ReplicaWriter,
+        interrupted: Callable[[], bool],
+        budget_s: float,
     ) -> bool:
         started_s = time.monotonic()
-        deadline_s = started_s + self._limits.build_s
+        deadline_s = started_s + budget_s
         try:
             writer.create_auto_index(wish, lambda: interrupted() or time.monotonic() > deadline_s)
         except apsw.InterruptError:
             if not interrupted():
-                self._refuse(wish, f"building it takes more than {self._limits.build_s} s")
+                self._refuse(wish, f"building it takes more than {budget_s:g} s")
             return False
         except apsw.FullError as error:
             self._refuse(wish, f"there is no space for it ({error})")

@@ -192,8 +192,9 @@ def _finish(
     settings: SyncSettings, claimed: ClaimedSlot, schema: PublishedSchema, loader: BulkLoader
 ) -> None:
     context = msgspec.json.encode({"finishedAtMs": time.time_ns() // 1_000_000})
-    # Before the rename: a finished row without a file costs a slot until the next take-over,
-    # a file without a finished row would cost the whole sync.
+    loader.complete(lambda text: settings.report(f"initial sync: {text}"))
+    # Before the rename, and right before it: a finished row without a file costs a slot until the
+    # next take-over, a file without a finished row would cost the whole sync.
     finish_claim(settings.url, settings.shard, claimed, msgspec.json.encode(schema), context)
-    loader.finish(lambda text: settings.report(f"initial sync: {text}"))
+    loader.replace()
     log.info("initial_sync_finished", version=claimed.version, slot=claimed.name)

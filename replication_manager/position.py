@@ -1,10 +1,11 @@
-"""Remembers, in the replica, how far its slot was moved without any transaction of ours.
+"""Remembers, in the replica, where in upstream's log it stands beside its transactions.
 
-Owns the one-row table ``_zero.slotPosition``. While only unpublished tables change, upstream is
-acknowledged past the replica's version so that it can recycle WAL; without a record of that, a
-replica restored from an old copy could not be told from one that is merely idle, and the
-transactions in between would be missing for ever. Invariant: a position is durable here before
-upstream is told.
+Owns two one-row tables. ``_zero.slotPosition`` says how far the slot was moved without any
+transaction of ours: while only unpublished tables change, upstream is acknowledged past the
+replica's version so that it can recycle WAL; without a record of that, a replica restored from an
+old copy could not be told from one that is merely idle, and the transactions in between would be
+missing for ever. ``_zero.upstream`` names the cluster and timeline that positions belong to
+(history.py). Invariant: a position is durable here before upstream is told.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ from pathlib import Path
 
 import apsw
 
+from replication_manager.history import Origin
+
 _TABLE = '"_zero.slotPosition"'
+_ORIGIN = '"_zero.upstream"'
 _BUSY_TIMEOUT_MS = 30_000
 
 
@@ -29,6 +33,10 @@ class SlotPosition:
             f"CREATE TABLE IF NOT EXISTS {_TABLE} "
             "(lock INTEGER PRIMARY KEY CHECK (lock = 1), lsn INTEGER NOT NULL)"
         )
+        self._connection.execute(
+            f"CREATE TABLE IF NOT EXISTS {_ORIGIN} (lock INTEGER PRIMARY KEY CHECK (lock = 1), "
+            "system TEXT NOT NULL, timeline INTEGER NOT NULL)"
+        )
 
     def read(self) -> int:
         """The newest recorded position; 0 if there is none."""
@@ -42,6 +50,21 @@ class SlotPosition:
             "ON CONFLICT (lock) DO UPDATE SET lsn = excluded.lsn",
             (lsn,),
         )
+
+    def origin(self) -> Origin | None:
+        """Where the replica last streamed from; None if it never did."""
+        row = self._connection.execute(
+            f"SELECT system, timeline FROM {_ORIGIN}"  # noqa: S608 - a constant
+        ).fetchone()
+        return Origin(str(row[0]), int(row[1])) if row else None
+
+    def record_origin(self, origin: Origin) -> None:
+        if origin != self.origin():
+            self._connection.execute(
+                f"INSERT INTO {_ORIGIN} VALUES (1, ?, ?) ON CONFLICT (lock) "  # noqa: S608
+                "DO UPDATE SET system = excluded.system, timeline = excluded.timeline",
+                (origin.system, origin.timeline),
+            )
 
     def close(self) -> None:
         self._connection.close()

@@ -1,10 +1,12 @@
 """Notices that upstream's tables are no longer those the replica was built from.
 
 Owns the comparison, and a thread that makes it every few seconds, for databases without event
-triggers (degraded mode). What matters there is that no change goes unnoticed, because rows of
-another shape, or uniqueness that upstream gave up, would make the replica silently wrong. Anything
-that can matter therefore ends in ResyncRequired; an index that enforces nothing cannot, and is
-ignored.
+triggers (degraded mode); the stream asks for one whenever a relation is described again, so that
+rows of a changed table never meet the old schema. What matters there is that no change goes
+unnoticed, because rows of another shape, or uniqueness that upstream gave up, would make the
+replica silently wrong. Anything that can matter therefore ends in ResyncRequired; an index that
+enforces nothing cannot, and is ignored. Not to be seen from outside: TRUNCATE of a single
+partition, which PostgreSQL does not publish when partitions are published as their root.
 """
 
 from __future__ import annotations
@@ -21,8 +23,14 @@ from replication_manager.signals import Stopped, StopSignal
 from zerocache.errors import ConfigurationError, ResyncRequired
 from zerocache.postgres.connection import connect
 from zerocache.postgres.introspection import read_published_schema
+from zerocache.protocol.versions import lsn_from_text
 from zerocache.replica.layout import TableFacts, facts_of
-from zerocache.replica.published import PublishedColumn, PublishedIndex, PublishedSchema
+from zerocache.replica.published import (
+    PublishedColumn,
+    PublishedIndex,
+    PublishedSchema,
+    PublishedTable,
+)
 
 _INTERVAL_S = 5.0
 
@@ -59,6 +67,34 @@ def _table_differences(before: TableFacts, now: TableFacts) -> Iterable[str]:
     if added := _enforced(now.indexes) - _enforced(before.indexes):
         keys = ", ".join(str(list(key)) for key in sorted(added))
         yield f"a unique index of table {name} on {keys} was added"
+    # Facts stored by older versions say nothing about the rest.
+    if old.publication_state:
+        yield from _hidden_differences(old, new)
+
+
+def _hidden_differences(old: PublishedTable, new: PublishedTable) -> Iterable[str]:
+    """What changed rows without sending them, or may have kept some from being sent."""
+    name = old.wire_name
+    if old.publication_state != new.publication_state:
+        yield f"the publication of table {name} was made anew or altered"
+    labels = {key: label for column in old.columns for key, label in column.enum_labels.items()}
+    for column in new.columns:
+        for key, label in column.enum_labels.items():
+            if labels.get(key, label) != label:
+                yield f"a label of the type of {name}.{column.name} was renamed"
+    known = {partition.oid: partition.storage for partition in old.partitions}
+    present = {partition.oid: partition.storage for partition in new.partitions}
+    if known.keys() - present.keys():
+        yield f"table {name} lost a partition"
+    if any(part.oid not in known and not part.born_attached for part in new.partitions):
+        yield f"an existing table became a partition of {name}"
+    # VACUUM FULL and TRUNCATE write other files, SET DEFAULT writes the column's entry; only
+    # ALTER COLUMN … TYPE does both.
+    moved = old.storage != new.storage or any(
+        known.get(oid, storage) != storage for oid, storage in present.items()
+    )
+    if moved and [c.written for c in old.columns] != [c.written for c in new.columns]:
+        yield f"values of a column of table {name} were rewritten"
 
 
 def _shape(column: PublishedColumn) -> tuple[object, ...]:
@@ -88,10 +124,11 @@ def check_relation(relation: Relation, facts: TableFacts) -> None:
 
 
 class SchemaWatch:
-    """Compares in the background; :meth:`check` raises in the caller's thread.
+    """Compares in the background, and on demand; both raise in the caller's thread only.
 
-    A context manager. It never raises itself for a database that is away: the change stream
-    notices that too, and knows what to do.
+    * A context manager of the stream's thread, which alone may call its methods.
+    * The background thread never raises for a database that is away: the change stream notices
+      that too, and knows what to do.
     """
 
     def __init__(
@@ -112,6 +149,10 @@ class SchemaWatch:
         self._thread = threading.Thread(target=self._run, name="schema-watch", daemon=True)
         # Set once, by the thread; read by whoever calls check().
         self._differences: list[str] = []
+        # What committed upstream before this position was seen by a comparison.
+        self._seen: int = 0
+        # Opened when first needed, for comparisons in the stream's thread.
+        self._own: psycopg.Connection[Any] | None = None
 
     def __enter__(self) -> SchemaWatch:
         self._thread.start()
@@ -121,11 +162,27 @@ class SchemaWatch:
         self._stop.set()
         self._thread.join()
         self._stop.close()
+        if self._own is not None:
+            self._own.close()
 
     def check(self) -> None:
         """``ResyncRequired`` if a difference was found."""
         if self._differences:
             raise drift_error(self._differences)
+
+    def confirm(self, lsn: int) -> None:
+        """``ResyncRequired`` if the schema differs from the replica's; looked at now, unless that
+        was done since ``lsn``.
+
+        Called when the stream describes a relation, which it does again after anything about the
+        relation, its indexes or its publications has changed: rows that follow must not be
+        applied as if it had not.
+        """
+        if lsn >= self._seen:
+            if self._own is None:
+                self._own = self._connect(self._url, "schema-check")
+            self._differences = self._differences or self._compare(self._own)
+        self.check()
 
     def _run(self) -> None:
         try:
@@ -140,11 +197,18 @@ class SchemaWatch:
         try:
             with self._connect(self._url, "schema-watch") as connection:
                 while not self._differences:
-                    current = read_published_schema(connection, self._publications)
-                    self._differences = schema_differences(self._replica, current)
+                    self._differences = self._compare(connection)
                     self._stop.wait(self._interval_s)
         except (ConfigurationError, psycopg.Error) as error:
             log.info("schema_watch_interrupted", reason=str(error))
+
+    def _compare(self, connection: psycopg.Connection[Any]) -> list[str]:
+        # Read before the catalogue: whoever changed a table and let go of it before then is seen.
+        (position,) = connection.execute("SELECT pg_current_wal_insert_lsn()::text").fetchall()[0]
+        current = read_published_schema(connection, self._publications)
+        differences = schema_differences(self._replica, current)
+        self._seen = max(self._seen, lsn_from_text(position))
+        return differences
 
 
 def drift_error(differences: list[str]) -> ResyncRequired:

@@ -9,6 +9,7 @@ triggers announce them; without those they are looked for, and end in a new sync
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
@@ -19,7 +20,9 @@ import apsw
 import psycopg
 import structlog
 
+from replication_manager.applier import Applier
 from replication_manager.backfill import Backfiller
+from replication_manager.history import read_history, require_same_past
 from replication_manager.indexes import IndexKeeper
 from replication_manager.initial_sync import SyncSettings, run_initial_sync
 from replication_manager.local_replica import require_usable
@@ -58,6 +61,8 @@ _LONGEST_BACKOFF_S = 15.0
 # How long a database may be away when we start; containers often start before it.
 _STARTUP_PATIENCE_S = 60.0
 _STABLE_AFTER_S = 30.0
+# With these the server ends a stream that can never get further.
+_UNUSABLE = (psycopg.errors.UndefinedObject, psycopg.errors.ObjectNotInPrerequisiteState)
 
 log = structlog.get_logger(__name__)
 
@@ -69,6 +74,16 @@ class Callbacks:
     ready: Callable[[], None]
     publish: Callable[[Watermark], None]
     progress: Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _SchemaCalls:
+    """What the stream tells who looks after the schema: now and then, before the rows of a relation
+    (with the position), and after an announced change."""
+
+    check: Callable[[], None]
+    confirm: Callable[[int], None]
+    changed: Callable[[], None]
 
 
 class ReplicationService:
@@ -89,6 +104,7 @@ class ReplicationService:
         # Tells our walsender from that of another node in pg_stat_activity, which cuts at 63.
         self._purpose = f"replication-{config.task_id}"[:58]
         self._backoff_s = _FIRST_BACKOFF_S
+        # Since when the upstream database may have been away.
         self._started_s = time.monotonic()
         # True once a stream was begun: from then on workers serve, and only waiting is left.
         self._was_ready = False
@@ -102,7 +118,9 @@ class ReplicationService:
                 session_s = time.monotonic()
                 self._run_session()
                 if time.monotonic() - session_s >= _STABLE_AFTER_S:
+                    # The database was there all the time; a copy that broke off is begun again.
                     self._backoff_s = _FIRST_BACKOFF_S
+                    self._started_s = time.monotonic()
                 self._stop.wait(self._backoff_s)
                 self._backoff_s = min(2 * self._backoff_s, _LONGEST_BACKOFF_S)
         except Stopped:
@@ -118,7 +136,12 @@ class ReplicationService:
             raise
         except (apsw.CorruptError, apsw.NotADBError, ReplicaError) as error:
             self._resync(_corrupt(self._file, error))
-        except (ConfigurationError, ReplicationError, psycopg.Error, StreamEnded) as error:
+        except StreamEnded as ended:
+            if isinstance(ended.cause, _UNUSABLE):
+                self._resync(_unusable(ended.cause))
+            else:
+                self._recover(ended)
+        except (ConfigurationError, ReplicationError, psycopg.Error) as error:
             self._recover(error)
 
     def _resync(self, reason: ResyncRequired) -> None:
@@ -213,25 +236,28 @@ class ReplicationService:
             closing(SlotPosition(self._file)) as position,
             closing(Backfiller(self._url, self._shard, writer)) as backfiller,
         ):
-            check, changed = self._watch_schema(upstream, writer, stack)
+            watch = self._watch_schema(upstream, writer, stack)
             limits = self._limits(connection)
             start = lsn_from_watermark(writer.state.version) + 1
+            history = read_history(connection)
+            require_same_past(history, position.origin(), max(start, position.read()))
+            position.record_origin(history.origin)
             start_streaming(connection, slot, start, upstream.publications, self._stop)
             log.info("replication_started", slot=slot, version=writer.state.version)
             self._indexes.open(writer)
 
             def housekeeping() -> None:
-                check()
-                self._improve_indexes(writer)
+                watch.check()
+                self._improve_indexes(writer, limits)
 
             stream = ChangeStream(
                 connection,
                 writer,
+                Applier(writer, watch.confirm, SchemaEvents(writer, self._shard, watch.changed)),
                 position,
                 self._callbacks.publish,
                 housekeeping,
                 limits,
-                SchemaEvents(writer, self._shard, changed),
                 backfiller,
             )
             self._callbacks.publish(writer.state.version)
@@ -246,17 +272,19 @@ class ReplicationService:
 
     def _watch_schema(
         self, upstream: Upstream, writer: ReplicaWriter, stack: ExitStack
-    ) -> tuple[Callable[[], None], Callable[[], None]]:
-        """Start who looks after the schema: what to call now and then, and after a change."""
+    ) -> _SchemaCalls:
+        """Start who looks after the schema."""
         if upstream.ddl_detection:
             guard = stack.enter_context(SchemaGuard(self._url, self._shard))
-            return lambda: None, guard.wake
+            return _SchemaCalls(lambda: None, lambda _: None, guard.wake)
         facts = {table.wire_name: writer.facts(table.wire_name) for table in upstream.schema.tables}
         watch = stack.enter_context(SchemaWatch(self._url, upstream.publications, facts))
-        return watch.check, lambda: None
+        return _SchemaCalls(watch.check, watch.confirm, lambda: None)
 
-    def _improve_indexes(self, writer: ReplicaWriter) -> None:
-        if self._indexes.work(writer, lambda: self._stop.is_set):
+    def _improve_indexes(self, writer: ReplicaWriter, limits: StreamLimits) -> None:
+        # The server hears nothing from this thread meanwhile.
+        at_most_s = limits.wal_sender_timeout_s / 3 or math.inf
+        if self._indexes.work(writer, lambda: self._stop.is_set, at_most_s):
             # Announced again, the version makes workers look at the file anew.
             version = writer.state.version
             self._callbacks.publish(version)
@@ -278,6 +306,13 @@ class ReplicationService:
         override_ms = self._config.upstream.pg_stream_inbound_timeout_ms
         inbound_s = 2 * timeout_s if override_ms is None else override_ms / 1_000
         return StreamLimits(wal_sender_timeout_s=timeout_s, inbound_timeout_s=inbound_s)
+
+
+def _unusable(error: psycopg.Error) -> ResyncRequired:
+    return ResyncRequired(
+        f"upstream cannot go on where the replica is ({error.diag.message_primary}): a publication "
+        "was made anew meanwhile, or the slot was invalidated; a new initial sync is needed"
+    )
 
 
 def _corrupt(file: Path, error: Exception) -> ResyncRequired:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import psycopg
 import structlog
 from psycopg import sql
@@ -312,12 +313,23 @@ def take_over(
     with control.transaction():
         control.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", [shard.slot_lock])
         control.execute(
+            sql.SQL('UPDATE {} SET "subscriberContext" = %s::json WHERE slot = %s').format(
+                _replicas(shard)
+            ),
+            [msgspec.json.encode({"subscriber": name}).decode(), slot],
+        )
+        # Newer ones are of syncs under way or of their first moments; one that is finished, was
+        # never used and belongs to nobody alive lost its process before the file was in place.
+        control.execute(
             sql.SQL(
                 "DELETE FROM {table} r USING {table} mine WHERE mine.slot = %s "
-                "AND r.rank < mine.rank AND NOT EXISTS (SELECT FROM pg_replication_slots s "
+                "AND (r.rank < mine.rank OR r.rank > mine.rank "
+                'AND r."initialSyncContext" IS NOT NULL AND r."subscriberContext" IS NULL '
+                "AND pg_try_advisory_xact_lock(hashtext(%s), hashtext(r.slot))) "
+                "AND NOT EXISTS (SELECT FROM pg_replication_slots s "
                 "WHERE s.slot_name = r.slot AND s.active)"
             ).format(table=_replicas(shard)),
-            [slot],
+            [slot, shard.slot_lock],
         )
         drop_abandoned(control, shard)
 

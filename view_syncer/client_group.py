@@ -1,59 +1,58 @@
 """A client group: the clients that share one local database, and what each has been told.
 
-All work of a group is done one task at a time (sync-protocol.md §4.1) under :attr:`_lock`;
-advances of the replica arrive between the steps of a task and are applied in version order. While
-a task has asked the engine or the record store for something that the next poke depends on, it
-*holds* the group: advances queue up and are applied when the answer is in. When the engine loses
-what it knew of the group (:meth:`ClientGroup.invalidate`), whatever task waits for its answer
-gives up, and :meth:`ClientGroup.rebuild` starts over for everybody.
+All work of a group is done one task at a time (sync-protocol.md §4.1); advances of the replica
+arrive between the steps of a task. This module owns the order of the steps and the life of the
+object; the steps are those of :mod:`view_syncer.group_config` (what a message asks for) and
+:mod:`view_syncer.group_view` (what clients are sent). When the engine loses what it knew of the
+group (:meth:`ClientGroup.invalidate`), whatever task waits for its answer gives up, and
+:meth:`ClientGroup.rebuild` starts over for everybody.
 
-Invariants (§5.1): the pokes of one connection form a chain; after a poke with version v a client
-holds exactly the union of its group's got queries at v; what a cookie promises is durable before
-the ``pokeEnd`` that carries it; when that cannot be proven the client is told to wipe its view and
-is sent all of it, never a part.
+Invariant: an object that may know less or more than the store or the engine is *stale*. It serves
+nobody again, and its clients are sent to the object that takes its place.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import structlog
 
+from view_syncer.admission import (
+    check_deleted,
+    check_first_message,
+    check_query_ops,
+    declared_schema,
+)
+from view_syncer.advances import GroupAdvance, Superseded
 from view_syncer.audience import Audience, Client
 from view_syncer.auth import require_pinned
 from view_syncer.context import ConnectionContext
+from view_syncer.cvr.keeper import RecordKeeper
 from view_syncer.cvr.record import ConfigChange, GroupRecord, QueryHash
-from view_syncer.cvr.store import ConcurrentModification, RecordStore, StoreUnavailable
-from view_syncer.engine_host import EngineHost, GroupUpdate, Reconciled
+from view_syncer.cvr.store import ConcurrentModification, RecordStore
+from view_syncer.engine_host import EngineHost
+from view_syncer.fan_out import GroupUpdate
+from view_syncer.group_config import configure, delete_clients, retain_clients
+from view_syncer.group_view import GroupView
 from view_syncer.ivm.encode import ClientTables
 from view_syncer.poke import PokeBody
-from view_syncer.queries import QuerySource, Wanted
+from view_syncer.queries import QuerySource
 from view_syncer.schema_check import check_client_schema, client_tables
-from zerocache.errors import ClientFacingError, QueryError, UnsafeIntegerError
+from zerocache.errors import ClientFacingError, QueryError
 from zerocache.protocol import downstream
 from zerocache.protocol.client_schema import ClientSchema
-from zerocache.protocol.messages import (
-    ChangeDesiredQueries,
-    DeleteClients,
-    InitConnection,
-    QueryOp,
-)
-from zerocache.protocol.versions import NEVER, ViewVersion, Watermark
+from zerocache.protocol.messages import ChangeDesiredQueries, DeleteClients, InitConnection
+from zerocache.protocol.versions import Watermark
 
 log = structlog.get_logger(__name__)
-T = TypeVar("T")
 
 REPLICA_WAIT_S = 10.0
 """How long a client whose cookie is newer than the replica waits for it to catch up."""
 EXPIRY_SLACK_MS = 50.0
-
-
-class _Superseded(Exception):
-    """The engine lost what the running task was building on; a rebuild follows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +67,16 @@ class Services:
     on_deleted_clients: Callable[[ClientGroup, list[str], ConnectionContext], None]
 
 
+@dataclass(frozen=True, slots=True)
+class Inspected:
+    """What the inspector may look at, and must not change. ``asts`` of the running queries."""
+
+    record: GroupRecord
+    asts: Mapping[QueryHash, bytes]
+    tables: ClientTables | None
+    ttl_now_ms: float
+
+
 class ClientGroup:
     """See the module docstring. Public coroutines are the tasks of §4; they may be called
     concurrently and run one after the other."""
@@ -77,26 +86,16 @@ class ClientGroup:
         self._services = services
         self._lock = asyncio.Lock()
         self._audience = Audience()
-        self._record = GroupRecord(group_id)
+        self._keeper = RecordKeeper(group_id, services.store)
+        self._view = GroupView(
+            self,
+            self._keeper,
+            self._audience,
+            services.engine,
+            services.queries,
+            on_lost=lambda: self.schedule(self.rebuild()),
+        )
         self._loaded = False
-        # The version the store has; a save must find it there.
-        self._stored = NEVER
-        self._tables: ClientTables | None = None
-        self._running: dict[QueryHash, bytes] = {}
-        self._internal_running = False
-        # True until the running queries' rows at the present version are known to be what
-        # clients hold.
-        self._cold = True
-        # True until the first hydration ever: nobody can hold anything yet.
-        self._new = False
-        # Counts the times the engine's knowledge was lost; answers of an earlier epoch are void.
-        self._epoch = 0
-        # Set while the engine may still report on queries this object no longer counts on.
-        self._deaf = False
-        self._holds = 0
-        self._pending: list[tuple[Watermark, GroupUpdate, PokeBody | None]] = []
-        self._clock_started: float | None = None
-        self._clock_saved_ms = 0.0
         self._expiry: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self.pinned_user: tuple[str | None] | None = None
@@ -116,48 +115,38 @@ class ClientGroup:
             self.check_user(client.user_id)
             await self._load()
             await self._check_cookie(client)
-            declared = self._declared_schema(message)
+            declared = declared_schema(self._record, message)
             await self._check_schema(declared)
-            self._check_message(client, message)
+            check_first_message(self._record, client.client_id, message)
             if not self._audience.has(client):
                 return
             # Nothing was remembered before this point: a refused connection leaves no trace.
             self._admit(client, declared)
-            change = ConfigChange()
-            self._configure(client, message, change)
-            deleted = self._delete(message.deleted, change)
-            deleted += self._retain(client, message.active_clients, change)
-            await self._commit(change)
-            if message.deleted is not None and message.deleted.client_ids:
-                self._acknowledge(deleted, client)
-            await self._reconcile(client)
-            await self._catch_up()
+            await self._configure(client, message)
+            await self._update(client)
 
     async def change_queries(self, client: Client, message: ChangeDesiredQueries) -> None:
         async with self._task():
             if not self._is_member(client):
                 return
-            self._check_ops(message.desired_queries_patch)
-            change = ConfigChange()
-            now = self.ttl_now_ms()
             ops = message.desired_queries_patch
-            self._record.apply_query_ops(client.client_id, ops, now, change)
-            await self._commit(change)
-            await self._reconcile(client)
-            await self._catch_up()
+            check_query_ops(self._record, ops)
+            change = ConfigChange()
+            self._record.apply_query_ops(client.client_id, ops, self.ttl_now_ms(), change)
+            await self._view.commit(change)
+            await self._update(client)
 
     async def delete_clients(self, client: Client, message: DeleteClients) -> None:
         async with self._task():
             if not self._is_member(client):
                 return
-            self._check_deleted(client, message)
+            check_deleted(client.client_id, message)
             change = ConfigChange()
-            deleted = self._delete(message, change)
-            await self._commit(change)
+            deleted = delete_clients(self._record, message, self.ttl_now_ms(), change)
+            await self._view.commit(change)
             if deleted:
                 self._acknowledge(deleted, client)
-            await self._reconcile(client)
-            await self._catch_up()
+            await self._update(client)
 
     async def refresh_queries(self, client: Client | None = None) -> None:
         """Transform all queries again (credentials or permissions changed), in the name of
@@ -167,19 +156,17 @@ class ClientGroup:
                 return
             if client is not None and not self._is_member(client):
                 return
-            await self._reconcile(client, fresh=True)
-            await self._catch_up()
+            await self._update(client, fresh=True)
 
     async def rebuild(self) -> None:
         """Start over after :meth:`invalidate`. Without clients the next one to come does it."""
         async with self._task():
-            if not self._loaded or not self._cold or not self._audience.admitted():
+            if not self._loaded or not self._view.cold or not self._audience.admitted():
                 return
             try:
                 if self._record.client_schema is not None:
                     await self._check_schema(self._record.client_schema)
-                await self._reconcile(None)
-                await self._catch_up()
+                await self._update(None)
             except ClientFacingError as error:
                 self._audience.fail(error)
 
@@ -187,10 +174,8 @@ class ClientGroup:
         """Bring what runs in line with what is known here: drop the queries whose time to live
         has run out, apply changed permissions. Does not ask the application."""
         async with self._task():
-            if not self._audience.admitted():
-                return
-            await self._reconcile(None, ask=False)
-            await self._catch_up()
+            if self._audience.admitted():
+                await self._update(None, ask=False)
 
     async def revalidate(self, client: Client) -> None:
         """Ask the application again whether the client's credentials are good."""
@@ -204,20 +189,14 @@ class ClientGroup:
         client.validated_s = asyncio.get_running_loop().time()
 
     async def touch(self) -> None:
-        """Write down how far the TTL clock is. A failure costs queries nothing but a longer
-        life, so it is only logged."""
-        now_ms = self.ttl_now_ms()
-        if not self._record.exists or now_ms == self._clock_saved_ms:
-            return
-        try:
-            await self._services.store.touch(self.group_id, now_ms)
-        except StoreUnavailable as error:
-            log.warning("touch_failed", clientGroupID=self.group_id, reason=str(error))
-        else:
-            self._clock_saved_ms = now_ms
+        """Write down how far the TTL clock is."""
+        await self._keeper.touch()
 
     async def stop(self) -> None:
-        """Release everything; the group object is spent. Waits for the task that runs."""
+        """Release everything; the group object is spent. Waits for the task that runs, unless
+        nobody asked for it: what the group does on its own account is given up."""
+        for task in self._tasks:
+            task.cancel()
         async with self._lock:
             if self.closed:
                 return
@@ -226,37 +205,6 @@ class ClientGroup:
                 self._expiry.cancel()
             await self._services.engine.drop(self)
             await self.touch()
-
-    @asynccontextmanager
-    async def _task(self) -> AsyncIterator[None]:
-        """One task at a time. One that fails for a reason that is not the client's may have left
-        this object ahead of the store or the engine, so the object ends with it."""
-        async with self._lock:
-            if self.closed or self.stale:
-                raise ClientFacingError(
-                    "Rehome", "This client group moved on; connect again.", maxBackoffMs=1000
-                )
-            try:
-                yield
-            except _Superseded:
-                log.info("task_superseded", clientGroupID=self.group_id)
-            except ClientFacingError:
-                raise
-            except Exception as error:
-                raise self.abandon(error) from error
-
-    def abandon(self, error: Exception) -> ClientFacingError:
-        """Give this object up; clients come back to a new one. Returns what they were told."""
-        log.error("client_group_failed", clientGroupID=self.group_id, exc_info=error)
-        self.stale = True
-        told = ClientFacingError(
-            "ServerOverloaded",
-            "The server could not process the request; try again.",
-            minBackoffMs=1000,
-            maxBackoffMs=10000,
-        )
-        self._audience.fail(told)
-        return told
 
     # -- connections ---------------------------------------------------------------------------
 
@@ -270,8 +218,7 @@ class ClientGroup:
 
     def join(self, client: Client) -> Client | None:
         """Register a connection; returns the one it replaces."""
-        if self._clock_started is None:
-            self._clock_started = asyncio.get_running_loop().time()
+        self._keeper.clock.start()
         return self._audience.join(client)
 
     def leave(self, client: Client) -> None:
@@ -279,17 +226,13 @@ class ClientGroup:
             return
         self._audience.leave(client)
         if not self.clients:
-            self._record.ttl_clock_ms = self.ttl_now_ms()
-            self._clock_started = None
+            self._keeper.clock.stop()
             self.schedule(self.touch())
             self._services.on_empty(self)
 
     def ttl_now_ms(self) -> float:
         """The group's TTL clock: it runs only while somebody is connected (§4.4)."""
-        if self._clock_started is None:
-            return self._record.ttl_clock_ms
-        elapsed = asyncio.get_running_loop().time() - self._clock_started
-        return self._record.ttl_clock_ms + elapsed * 1000
+        return self._keeper.clock.now_ms()
 
     def pin_user(self, user_id: str | None) -> None:
         """Bind the group to its first validated user (§1.4)."""
@@ -301,66 +244,80 @@ class ClientGroup:
         if self.pinned_user is not None:
             require_pinned(self.pinned_user[0], user_id)
 
-    # -- advances ------------------------------------------------------------------------------
+    def inspected(self) -> Inspected:
+        view = self._view
+        return Inspected(self._record, view.running, view.tables, self.ttl_now_ms())
+
+    # -- the engine ----------------------------------------------------------------------------
 
     def on_advance(self, version: Watermark, update: GroupUpdate, shared: PokeBody | None) -> None:
         """The replica moved and this group sees some of it. ``shared`` is the ready-made body if
         the update consists of rows only."""
-        if self.closed or self._deaf:
+        if self.closed or self.stale:
             return
-        self._pending.append((version, update, shared))
-        if not self._holds:
-            self._drain(None)
+        try:
+            self._view.on_advance(GroupAdvance(version, update, shared))
+        except QueryError as error:
+            self._cannot_serve(error)
 
     def invalidate(self) -> None:
         """What the engine knew of this group is lost (schema change, new replica), or cannot be
         used. Takes effect at once; a :meth:`rebuild` must follow."""
-        self._epoch += 1
-        self._deaf = True
-        self._cold = True
-        self._running.clear()
-        self._internal_running = False
-        self._pending.clear()
+        self._view.invalidate()
 
-    def _drain(self, until: Watermark | None) -> None:
-        """Apply queued advances, at most up to ``until``."""
-        while self._pending and (until is None or self._pending[0][0] <= until):
-            version, update, shared = self._pending.pop(0)
-            self._apply_advance(version, update, shared)
+    # -- failures ------------------------------------------------------------------------------
 
-    def _apply_advance(
-        self, version: Watermark, update: GroupUpdate, shared: PokeBody | None
-    ) -> None:
-        if update.failed:
-            # The rest of the update is of no use either: a poke must be complete.
-            self._fail_queries(update.failed)
-            self.invalidate()
-            self.schedule(self.rebuild())
-            return
-        if shared is None:
-            shared = PokeBody(ViewVersion(version))
+    @asynccontextmanager
+    async def _task(self) -> AsyncIterator[None]:
+        """One task at a time. One that fails for a reason that is not the client's may have left
+        this object ahead of the store or the engine, so the object ends with it."""
+        async with self._lock:
+            if self.closed or self.stale:
+                raise ClientFacingError(
+                    "Rehome", "This client group moved on; connect again.", maxBackoffMs=1000
+                )
             try:
-                self._services.queries.add_internal(self.group_id, update, shared)
-            except UnsafeIntegerError as error:
-                self._audience.fail(ClientFacingError("Internal", str(error)))
-                self.stale = True
-                return
-            if update.dels:
-                shared.rows.append(update.dels)
-            shared.rows.extend(update.puts)
-            if not shared.size():
-                return
-        self._audience.emit(shared)
+                yield
+            except Superseded:
+                log.info("task_superseded", clientGroupID=self.group_id)
+            except ClientFacingError:
+                raise
+            except ConcurrentModification as error:
+                moved = ClientFacingError("Rehome", str(error), maxBackoffMs=1000)
+                raise self._end(moved) from error
+            except QueryError as error:
+                raise self._cannot_serve(error) from error
+            except Exception as error:
+                raise self.abandon(error) from error
 
-    async def _of_engine(self, answer: Awaitable[T]) -> T:
-        """``answer``, unless the engine lost what it is based on while it was awaited."""
-        epoch = self._epoch
-        result = await answer
-        if epoch != self._epoch:
-            raise _Superseded
-        return result
+    def abandon(self, error: Exception) -> ClientFacingError:
+        """Give this object up; clients come back to a new one. Returns what they were told."""
+        log.error("client_group_failed", clientGroupID=self.group_id, exc_info=error)
+        return self._end(
+            ClientFacingError(
+                "ServerOverloaded",
+                "The server could not process the request; try again.",
+                minBackoffMs=1000,
+                maxBackoffMs=10000,
+            )
+        )
+
+    def _cannot_serve(self, error: QueryError) -> ClientFacingError:
+        """Rows that every view of the group needs have no form on the wire: coming back helps
+        only when they were corrected."""
+        log.error("client_group_unservable", clientGroupID=self.group_id, reason=str(error))
+        return self._end(ClientFacingError("Internal", str(error)))
+
+    def _end(self, told: ClientFacingError) -> ClientFacingError:
+        self.stale = True
+        self._audience.fail(told)
+        return told
 
     # -- steps of tasks ------------------------------------------------------------------------
+
+    @property
+    def _record(self) -> GroupRecord:
+        return self._keeper.record
 
     def _is_member(self, client: Client) -> bool:
         """Whether this is the connection of its client and passed all checks."""
@@ -369,16 +326,14 @@ class ClientGroup:
     def _admit(self, client: Client, declared: ClientSchema) -> None:
         self.pin_user(client.user_id)
         self._record.client_schema = declared
-        self._tables = client_tables(declared)
+        self._view.tables = client_tables(declared)
         client.admitted = True
         client.validated_s = asyncio.get_running_loop().time()
 
     async def _load(self) -> None:
         if self._loaded:
             return
-        self._record = record = await self._services.store.load(self.group_id)
-        self._stored = record.version
-        self._clock_saved_ms = record.ttl_clock_ms
+        record = await self._keeper.load()
         self._audience.restart(record.version)
         _, replica_version, _ = await self._services.engine.state()
         newer = record.replica_version is not None and record.replica_version > replica_version
@@ -390,9 +345,8 @@ class ClientGroup:
                 f"The client group is at {record.version.cookie()}, a state this server's replica "
                 "does not have.",
             )
-        if record.client_schema is not None:
-            self._tables = client_tables(record.client_schema)
-        self._new = not record.exists
+        schema = record.client_schema
+        self._view.start(client_tables(schema) if schema else None, new=not record.exists)
         self._loaded = True
 
     async def _check_cookie(self, client: Client) -> None:
@@ -408,7 +362,7 @@ class ClientGroup:
         version = self._audience.version
         if base <= version:
             return
-        if base.config or not self._cold:
+        if base.config or not self._view.cold:
             raise ClientFacingError(
                 "InvalidConnectionRequestBaseCookie",
                 f"Cookie {base.cookie()} is ahead of the server's {version.cookie()}.",
@@ -420,245 +374,34 @@ class ClientGroup:
             )
         self._audience.restart(base)
 
-    def _declared_schema(self, message: InitConnection) -> ClientSchema:
-        """The group's client schema: the stored one, which a re-sent one must equal (§6)."""
-        stored, declared = self._record.client_schema, message.client_schema
-        if stored is None and declared is None:
-            raise ClientFacingError(
-                "InvalidConnectionRequest",
-                "The first connection of a client group must carry its client schema.",
-            )
-        differs = stored and declared and stored.canonical() != declared.canonical()
-        if differs:
-            raise ClientFacingError(
-                "InvalidConnectionRequest",
-                "The client schema differs from the one this client group was made with.",
-            )
-        schema = stored or declared
-        assert schema is not None
-        return schema
-
     async def _check_schema(self, schema: ClientSchema) -> None:
         _, replica_version, replica = await self._services.engine.state()
         check_client_schema(schema, replica, self._services.internal_schemas)
         self._record.replica_version = replica_version
 
-    def _check_message(self, client: Client, message: InitConnection) -> None:
-        self._check_ops(message.desired_queries_patch)
-        if message.deleted is not None:
-            self._check_deleted(client, message.deleted)
-
-    def _check_ops(self, ops: Iterable[QueryOp]) -> None:
-        try:
-            self._record.check_query_ops(ops)
-        except ValueError as error:
-            raise ClientFacingError("InvalidMessage", str(error)) from error
-
-    def _check_deleted(self, client: Client, message: DeleteClients) -> None:
-        if client.client_id in message.client_ids:
-            raise ClientFacingError("InvalidMessage", "A client cannot delete itself.")
-
-    def _configure(self, client: Client, message: InitConnection, change: ConfigChange) -> None:
-        record = self._record
-        if record.profile_id != client.profile_id:
-            record.profile_id = client.profile_id
-            change.meta = True
-        record.add_client(client.client_id, change)
-        ops = message.desired_queries_patch
-        record.apply_query_ops(client.client_id, ops, self.ttl_now_ms(), change)
-
-    def _delete(self, message: DeleteClients | None, change: ConfigChange) -> list[str]:
-        deleted = list(message.client_ids) if message is not None else []
-        for client_id in deleted:
-            self._record.delete_client(client_id, self.ttl_now_ms(), change)
-        return deleted
-
-    def _retain(
-        self, client: Client, active: tuple[str, ...] | None, change: ConfigChange
-    ) -> list[str]:
-        """Delete the clients not listed as alive; connected ones stay, the list can lag (§4.5)."""
-        if active is None:
-            return []
-        alive = {*active, *self.clients, client.client_id}
-        gone = [c for c in self._record.clients if c not in alive]
-        for client_id in gone:
-            self._record.delete_client(client_id, self.ttl_now_ms(), change)
-        return gone
+    async def _configure(self, client: Client, message: InitConnection) -> None:
+        record, now_ms, change = self._record, self.ttl_now_ms(), ConfigChange()
+        configure(record, client.client_id, client.profile_id, message, now_ms, change)
+        deleted = delete_clients(record, message.deleted, now_ms, change)
+        connected = {*self.clients, client.client_id}
+        deleted += retain_clients(record, message.active_clients, connected, now_ms, change)
+        await self._view.commit(change)
+        if message.deleted is not None and message.deleted.client_ids:
+            self._acknowledge(deleted, client)
 
     def _acknowledge(self, deleted: list[str], sender: Client) -> None:
         self._audience.tell(downstream.delete_clients(deleted))
         self._services.on_deleted_clients(self, deleted, sender.context)
 
-    async def _commit(self, change: ConfigChange) -> None:
-        """Write a configuration change, then poke its desired patches (§4.2.6)."""
-        if not change and self._record.exists:
-            return
-        with _Hold(self):
-            body = None
-            present = self._audience.version
-            if change.bump or not self._record.exists:
-                version = ViewVersion(present.state, present.config + 1)
-                body = PokeBody(version)
-                for client_id, ops in change.desired.items():
-                    body.desired[client_id] = [_query_op(op, query) for op, query in ops]
-            await self._save(change, present if body is None else body.version)
-            if body is not None:
-                self._audience.emit(body)
-
-    async def _save(self, change: ConfigChange, version: ViewVersion) -> None:
-        record = self._record
-        record.version = version
-        record.ttl_clock_ms = self.ttl_now_ms()
-        if self._clock_started is not None:
-            self._clock_started = asyncio.get_running_loop().time()
-        try:
-            await self._services.store.save(record, change, self._stored)
-        except ConcurrentModification as error:
-            self.stale = True
-            rehome = ClientFacingError("Rehome", str(error), maxBackoffMs=1000)
-            self._audience.fail(rehome)
-            raise rehome from error
-        self._stored = version
-        self._clock_saved_ms = record.ttl_clock_ms
-
-    async def _reconcile(
+    async def _update(
         self, client: Client | None, *, fresh: bool = False, ask: bool = True
     ) -> None:
-        """Bring the running queries in line with the desired ones and poke the difference.
-        ``fresh`` asks the application again for every named query, ``ask=False`` for none."""
-        assert self._tables is not None
-        if self._deaf:
-            await self._of_engine(self._services.engine.drop(self))
-            self._deaf = False
+        """Run what is desired, and bring everybody up to date with it."""
         try:
-            live = self._record.live_queries(self.ttl_now_ms())
-            known = {h: q for h, q in self._record.queries.items() if h in live}
-            context = self._context(client)
-            resolution = self._services.queries.resolve(
-                known, context, self._running, fresh=fresh, ask=ask or self._cold
-            )
-            wanted = await self._of_engine(resolution)
-            self._report_rejected(wanted)
-            await self._apply(wanted, [h for h in self._record.queries if h not in live])
+            await self._view.reconcile(self._context(client), fresh=fresh, ask=ask)
         finally:
             self._schedule_expiry()
-
-    async def _apply(self, wanted: Wanted, expired: list[QueryHash]) -> None:
-        add = {h: q for h, (key, q) in wanted.queries.items() if self._running.get(h) != key}
-        remove = [h for h in self._running if h not in wanted.queries]
-        if add or remove or expired or self._cold:
-            with _Hold(self):
-                await self._switch(wanted, add, remove, expired)
-
-    async def _switch(
-        self,
-        wanted: Wanted,
-        add: Mapping[QueryHash, Any],
-        remove: list[QueryHash],
-        expired: list[QueryHash],
-    ) -> None:
-        assert self._tables is not None
-        queries = self._services.queries
-        internal = {} if self._internal_running else queries.internal(self.group_id)
-        result = await self._of_engine(
-            self._services.engine.reconcile(self, self._tables, add, remove, internal)
-        )
-        self._internal_running = True
-        self._drain(result.version)
-        for query in remove:
-            del self._running[query]
-        for query in add:
-            self._running.pop(query, None)
-        for query in result.added:
-            self._running[query] = wanted.queries[query][0]
-        change = ConfigChange()
-        # Also those that did not run yet, when this object is new and the record is not.
-        stopped = [h for h, q in self._record.queries.items() if q.got and h not in self._running]
-        body = self._result_body(result, change, stopped, expired)
-        await self._save_result(change, body)
-        if result.failed:
-            self._fail_queries(result.failed)
-
-    def _result_body(
-        self,
-        result: Reconciled,
-        change: ConfigChange,
-        stopped: Iterable[QueryHash],
-        expired: Iterable[QueryHash],
-    ) -> PokeBody:
-        body = PokeBody(self._next_version(result.version))
-        for query in result.added:
-            record = self._record.queries[query]
-            if not record.got:
-                record.got = True
-                change.queries.add(query)
-                body.got.append(downstream.put_query(query))
-        for query in stopped:
-            self._record.queries[query].got = False
-            change.queries.add(query)
-            body.got.append(downstream.del_query(query))
-        for query in expired:
-            self._record.drop_query(query, change)
-        if change:
-            self._record.prune(self.ttl_now_ms(), change)
-        body.rows.extend(run for run in (result.dels, result.puts) if run)
-        self._services.queries.add_internal_rows(self.group_id, result.internal, body)
-        return body
-
-    def _next_version(self, state: Watermark) -> ViewVersion:
-        """The version of a poke at the replica's ``state``. An object that did not see how the
-        group got to its present version must not reuse a data version: before it was made, that
-        cookie may have been issued for other contents."""
-        present = self._audience.version
-        if state > present.state:
-            return ViewVersion(state, 1 if self._has_gap else 0)
-        return ViewVersion(present.state, present.config + 1)
-
-    @property
-    def _has_gap(self) -> bool:
-        """Clients may hold rows of which it is not known whether they are still in."""
-        return self._cold and not self._new
-
-    async def _save_result(self, change: ConfigChange, body: PokeBody) -> None:
-        """Durable first, then the poke. A group that was cold has no deletions to offer: whoever
-        holds rows is brought up to date by a full view instead."""
-        gap = self._has_gap
-        self._cold = self._new = False
-        if not body.size() and not gap:
-            if change:
-                await self._save(change, self._audience.version)
-            return
-        await self._save(change, body.version)
-        if gap:
-            self._audience.restart(body.version)
-        else:
-            self._audience.emit(body)
-
-    async def _catch_up(self) -> None:
-        """Bring every connected client to the group's version (§5.5)."""
-        behind = self._audience.catch_up()
-        if behind:
-            with _Hold(self):
-                await self._send_full(behind)
-
-    async def _send_full(self, clients: list[Client]) -> None:
-        assert self._tables is not None
-        view = await self._of_engine(self._services.engine.full_view(self, self._tables))
-        self._drain(view.version)
-        body = PokeBody(self._audience.version)
-        for client_id, queries in self._record.active_desires().items():
-            body.desired[client_id] = [downstream.put_query(q) for q in queries]
-        body.got = [downstream.put_query(h) for h, q in self._record.queries.items() if q.got]
-        body.rows.append(view.puts)
-        self._services.queries.add_internal_rows(self.group_id, view.internal, body)
-        wiping = PokeBody(
-            body.version, body.lmids, body.desired, body.got, body.rows, body.mutations, clear=True
-        )
-        for client in clients:
-            if self._is_member(client):
-                self._audience.send(client, body if client.base is None else wiping)
-
-    # -- errors and timers ---------------------------------------------------------------------
+        await self._view.catch_up()
 
     def _context(self, client: Client | None) -> ConnectionContext | None:
         """Whose credentials drive shared work: the requester's, else the newest connection's."""
@@ -667,42 +410,7 @@ class ClientGroup:
         newest = self._audience.newest()
         return None if newest is None else newest.context
 
-    def _report_rejected(self, wanted: Wanted) -> None:
-        for client in self._audience.admitted():
-            errors = [
-                error
-                for query, error in wanted.rejected.items()
-                if (client.client_id, query) in self._record.desires
-            ]
-            if errors:
-                client.send([downstream.transform_error(errors, client.version)])
-
-    def _fail_queries(self, failed: Mapping[QueryHash, QueryError]) -> None:
-        """Queries the engine cannot serve. Rows that have no JSON form end the connections that
-        want them; anything else is reported and the connection stays."""
-        for query, error in failed.items():
-            record = self._record.queries.get(query)
-            if record is None:  # an internal query: nobody can be served
-                self._audience.fail(ClientFacingError("Internal", str(error)))
-                self.stale = True
-                continue
-            desiring = [
-                client
-                for client in self._audience.admitted()
-                if (client.client_id, query) in self._record.desires
-            ]
-            if isinstance(error, UnsafeIntegerError):
-                for client in desiring:
-                    client.fail(ClientFacingError("Internal", str(error)))
-                continue
-            report = {
-                "error": "parse",
-                "id": query,
-                "name": record.name or "(ad-hoc query)",
-                "message": str(error),
-            }
-            for client in desiring:
-                client.send([downstream.transform_error([report], client.version)])
+    # -- background ----------------------------------------------------------------------------
 
     def schedule(self, task: Coroutine[Any, Any, None]) -> None:
         """Run a task of this group in the background; its failure ends the group's clients."""
@@ -724,29 +432,9 @@ class ClientGroup:
             self._expiry.cancel()
             self._expiry = None
         end = self._record.next_expiry_ms()
-        if end is None or not self.clients or self.closed:
+        if end is None or not self.clients or self.closed or self.stale:
             return
         delay_ms = max(EXPIRY_SLACK_MS, end - self.ttl_now_ms() + EXPIRY_SLACK_MS)
         self._expiry = asyncio.get_running_loop().call_later(
             delay_ms / 1000, lambda: self.schedule(self.settle())
         )
-
-
-class _Hold:
-    """While held, advances of the group wait; they are applied when the last hold ends."""
-
-    def __init__(self, group: ClientGroup) -> None:
-        self._group = group
-
-    def __enter__(self) -> None:
-        self._group._holds += 1
-
-    def __exit__(self, *_: object) -> None:
-        group = self._group
-        group._holds -= 1
-        if not group._holds and not group.closed and not group.stale:
-            group._drain(None)
-
-
-def _query_op(op: str, query: QueryHash) -> bytes:
-    return downstream.put_query(query) if op == "put" else downstream.del_query(query)

@@ -16,7 +16,8 @@ import msgspec
 
 from view_syncer.context import ConnectionContext
 from view_syncer.cvr.record import QueryHash, QueryRecord
-from view_syncer.engine_host import EngineHost, GroupUpdate
+from view_syncer.engine_host import EngineHost
+from view_syncer.fan_out import GroupUpdate
 from view_syncer.ivm.encode import ClientTables, PatchSql
 from view_syncer.ivm.engine import Engine
 from view_syncer.poke import PokeBody

@@ -99,7 +99,8 @@ class WebSocket(asyncio.Protocol):
 
     @property
     def is_open(self) -> bool:
-        return self._protocol.state is State.OPEN
+        # A peer that closes before its upgrade is answered leaves the library half open.
+        return self._protocol.state is State.OPEN and self._protocol.close_rcvd is None
 
     @property
     def close_code(self) -> int | None:
@@ -127,11 +128,11 @@ class WebSocket(asyncio.Protocol):
 
     def accept(self, request: Request) -> bool:
         """Answer the opening handshake, echoing the first offered subprotocol; False if the
-        request is not a valid upgrade (an HTTP error was sent instead)."""
+        request is not a valid upgrade (an HTTP error was sent instead), or withdrawn."""
         response = self._protocol.accept(request)
         self._protocol.send_response(response)
         self._flush()
-        if self._protocol.state is State.OPEN:
+        if self.is_open:
             return True
         self._close_transport()
         return False

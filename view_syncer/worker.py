@@ -22,20 +22,23 @@ from view_syncer.client_group import ClientGroup, Services
 from view_syncer.connection import Connection, Peer, serve
 from view_syncer.context import ConnectionContext
 from view_syncer.cvr.postgres import PostgresRecordStore
-from view_syncer.engine_host import EngineHost, GroupUpdate, WorkerAdvance
+from view_syncer.engine_host import EngineHost
+from view_syncer.fan_out import GroupUpdate, WorkerAdvance
+from view_syncer.inspector import Inspector
+from view_syncer.ivm.hydration import HydrationLimits
 from view_syncer.maintenance import Intervals, Maintenance
 from view_syncer.mutations import GroupPushes
 from view_syncer.poke import PokeBody
 from view_syncer.queries import QuerySource
 from view_syncer.transform import QueryTransformer
 from view_syncer.websocket import WebSocket
-from zerocache import __version__
 from zerocache.config import Config
 from zerocache.errors import ClientFacingError
-from zerocache.protocol import downstream
 from zerocache.protocol.handshake import ConnectParams
 from zerocache.protocol.messages import AckMutationResponses, Inspect, Push, UpdateAuth
 from zerocache.protocol.versions import ViewVersion
+from zerocache.replica import index_requests
+from zerocache.replica.index_requests import IndexRequester
 from zerocache.replica.notifier import watch_versions
 
 log = structlog.get_logger(__name__)
@@ -45,6 +48,8 @@ LINGER_S = 30.0
 its queries running and its recent pokes at hand."""
 WRITE_LIMIT_BYTES = 64 * 1024 * 1024
 CLOSE_WAIT_S = 5.0
+EXAMINE_INTERVAL_S = 600.0
+"""How often all running plans are examined for missing indexes: tables grow."""
 
 
 class Worker:
@@ -84,8 +89,17 @@ class Worker:
         self._queries = QuerySource(
             config.app_schema, config.shard_schema, QueryTransformer(client, query)
         )
-        self._engine = EngineHost(config.replica.file, self._on_advance, self._on_fatal)
+        self._index_requests = IndexRequester(version_socket.with_name(index_requests.SOCKET_NAME))
+        wanted = config.auto_indexes and config.auto_index_max > 0
+        self._engine = EngineHost(
+            config.replica.file,
+            self._on_advance,
+            self._on_fatal,
+            self._index_requests.ask if wanted else None,
+            HydrationLimits(config.max_rows_per_query, config.max_hydration_seconds),
+        )
         self._engine.start()
+        self._inspector = Inspector(config, self._engine, self._queries)
         self._services = Services(
             engine=self._engine,
             store=self._store,
@@ -96,6 +110,7 @@ class Worker:
         )
         await self._sync_with_engine()
         self._spawn(self._follow_replica(version_socket))
+        self._spawn(self._examine_plans())
         self._spawn(self._maintenance().run())
 
     async def stop(self) -> None:
@@ -117,6 +132,7 @@ class Worker:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
         await self._engine.close()
+        await self._index_requests.close()
         await self._store.close()
         await self._authenticator.close()
         await self._session.close()
@@ -204,9 +220,7 @@ class Worker:
         return True
 
     async def inspect(self, connection: Connection, message: Inspect) -> bytes:
-        if message.op == "version":
-            return downstream.inspect_reply(message.id, "version", __version__)
-        return downstream.inspect_reply(message.id, "authenticated", False)
+        return await self._inspector.answer(connection, message)
 
     # -- groups ---------------------------------------------------------------------------------
 
@@ -245,6 +259,11 @@ class Worker:
     async def _follow_replica(self, path: Path) -> None:
         async for _ in watch_versions(path):
             self._engine.notify()
+
+    async def _examine_plans(self) -> None:
+        while True:
+            await asyncio.sleep(EXAMINE_INTERVAL_S)
+            self._engine.examine_plans()
 
     def _on_advance(self, advance: WorkerAdvance) -> None:
         self._queries.set_version(advance.version)

@@ -1,4 +1,4 @@
-"""The command ``zerocache``: the server, ``zerocache dev``, ``--help`` and ``--version``.
+"""The command ``zerocache``: the server, ``dev``, ``analyze-query``, ``--help``, ``--version``.
 
 Owns the way from the command line to an exit status. Must never do what a process does: it loads
 the configuration, sets up logging and hands over. Invariant: a configuration error is one message
@@ -34,6 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from zerocache.dev.app import main as dev_main
 
             return dev_main(rest)
+        case ["analyze-query", *rest]:
+            from view_syncer.analyze import main as analyze_main
+
+            return analyze_main(rest)
         case _ if "--help" in arguments or "-h" in arguments:
             print(help_text(options_of(Config), version=_version()))
             return 0

@@ -122,6 +122,18 @@ class Config(BaseSettings):
         ge=0,
         prefix="ZEROCACHE_",
     )
+    max_rows_per_query: Whole = option(
+        1_000_000,
+        "A query that needs more rows of one table fails, alone; 0 is no limit.",
+        ge=0,
+        prefix="ZEROCACHE_",
+    )
+    max_hydration_seconds: Number = option(
+        60,
+        "A query that takes longer to compute fails, alone; 0 is no limit.",
+        ge=0,
+        prefix="ZEROCACHE_",
+    )
     auto_indexes: Boolean = option(
         True,
         "Give the replica indexes of its own where queries scan or sort a large table.",

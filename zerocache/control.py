@@ -72,7 +72,7 @@ ChildMessage = Ready | Fatal | Progress
 class ControlClosed(ZerocacheError):
     """The child at the other end is gone."""
 
-    code = "ZC120"
+    code = "ZC150"
 
 
 class ParentControl:

@@ -11,7 +11,14 @@
     ├── ApplicationCallError      the application's endpoint gave no usable answer
     ├── HandshakeRefused          a connection request cannot be understood; closes with 1002
     ├── SdkError                  the application's backend failed; see zerocache/server/errors.py
-    └── ClientFacingError         carries the body of an ``error`` message (sync-protocol.md §2.4)
+    ├── ClientFacingError         carries the body of an ``error`` message (sync-protocol.md §2.4)
+    ├── ControlClosed             a child process is gone (zerocache/control.py)
+    ├── ConcurrentModification    another server changed a record (view_syncer/cvr/store.py)
+    ├── StoreUnavailable          the view records cannot be reached (view_syncer/cvr/store.py)
+    └── ClientPackagesError       the demo page's packages are missing (zerocache/dev)
+
+Kinds of ReplicationError stand beside what raises them (replication_manager). Where one class has
+several causes that an operator tells apart, each has a code.
 
 A message has three parts: what happened (with the values), why that is not allowed, what to do.
 Errors operators meet carry a stable ``code``.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import random
 import shutil
+import signal
 import tempfile
 import time
 import traceback
@@ -61,13 +62,17 @@ def _error(scenario: Scenario, upstream: Upstream | None) -> str | None:
 
 
 def _report_failure(scenario: Scenario, seed: str, upstream: Upstream) -> None:
-    print(f"\nFAILURE, seed {seed}, {scenario.size} rows and changes; cutting it down …", flush=True)
+    print(
+        f"\nFAILURE, seed {seed}, {scenario.size} rows and changes; cutting it down …", flush=True
+    )
     error = _error(scenario, upstream)
     # A failure without PostgreSQL shrinks much faster.
     judge_with = upstream if _error(scenario, None) is None else None
     small = shrink(scenario, lambda s: _error(s, judge_with) is not None, _SHRINK_SECONDS)
     print(_error(small, judge_with) or error)
-    print(f"reproducer ({small.size} rows and changes), for --replay:\n{to_json(small)}\n", flush=True)
+    print(
+        f"reproducer ({small.size} rows and changes), for --replay:\n{to_json(small)}\n", flush=True
+    )
 
 
 def _worlds(seed: str) -> Iterator[tuple[str, Scenario]]:
@@ -112,6 +117,7 @@ def main() -> int:
     parser.add_argument("--failures", type=int, default=1, help="stop after so many")
     parser.add_argument("--replay", type=Path, help="judge one scenario from a file")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that PostgreSQL is ended too
     if options.replay is None:
         seed = options.seed or f"{random.SystemRandom().getrandbits(32):08x}"
         return fuzz(options.minutes, seed, options.failures)

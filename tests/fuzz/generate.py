@@ -7,7 +7,6 @@ overflow; every decision goes through one ``random.Random``, so a seed is a scen
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from typing import Any, get_args
 
 import msgspec
@@ -20,6 +19,7 @@ KINDS = {"text": "string", "int4": "number", "float8": "number", "bool": "boolea
 _TEXTS = ["a", "b", "c", "B", "ab", "é", "😀", "", "a%", "É\n", "�", "x*[?]", "'\"", "\\"]
 _FLOATS = [0.0, 1.0, 1.5, -2.0, 2.0, 0.1 + 0.2, 1e300, -1e-7, 3.0, 123456.789]
 _JSONS = ["a", 1, True, [1, 2], {"a": 1}, 1.5, [], "B", False, 0, ["a"]]
+_DOMAINS: dict[str, list[Any]] = {"text": _TEXTS, "float8": _FLOATS, "jsonb": _JSONS}
 _PATTERNS = ["a%", "%b", "_", "A%", "%", "a_", "\\%", "É", "%\\%", "x*[_]", "", "%\n", "_%_"]
 _ORDERED = ["=", "=", "!=", "!=", "<", ">", "<=", ">=", "IS", "IS NOT", "IS NOT"]
 _SIMPLE = set(get_args(ast.SimpleOperator))
@@ -48,9 +48,7 @@ class Generator:
         queries = tuple(self._asked(len(steps)) for _ in range(choose.randint(1, 5)))
         if choose.random() < 0.3:
             queries += (self._variant(queries[0]),)
-        return Scenario(
-            self.tables, self.clients, rows, queries, steps, choose.random() < 0.15
-        )
+        return Scenario(self.tables, self.clients, rows, queries, steps, choose.random() < 0.15)
 
     # -- schema ----------------------------------------------------------------------------------
 
@@ -84,7 +82,7 @@ class Generator:
 
     def _other_client(self) -> dict[str, Declared]:
         """A client with other keys, fewer columns, perhaps without a table."""
-        found = {}
+        found: dict[str, Declared] = {}
         for name, table in self.tables.items():
             if self.random.random() < 0.2 and found:
                 continue
@@ -102,7 +100,7 @@ class Generator:
             return choose.randint(0, self.width)
         if kind == "bool":
             return choose.random() < 0.5
-        domain: Sequence[Any] = {"text": _TEXTS, "float8": _FLOATS, "jsonb": _JSONS}[kind]
+        domain = _DOMAINS[kind]
         if kind == "text" and self.width > len(_TEXTS):
             return f"v{choose.randint(0, self.width)}"
         return choose.choice(domain[: max(2, self.width)])
@@ -165,9 +163,10 @@ class Generator:
         choose = self.random
         since = choose.choice([0, 0, 0, choose.randint(0, steps - 1)])
         until = choose.choice([1_000_000, 1_000_000, choose.randint(since, steps)])
-        client = choose.choice([0, 0, 1])
+        client, beside = choose.choice([0, 0, 1]), choose.random() < 0.5
         name = choose.choice(sorted(self.tables))
-        return Asked(self._query(name, choose.choice([0, 1, 1, 2, 2, 3, 4])), client, since, until)
+        query = self._query(name, choose.choice([0, 1, 1, 2, 2, 3, 4]))
+        return Asked(query, client, since, until, beside)
 
     def _variant(self, asked: Asked) -> Asked:
         """The same query again, or the same shape with another client's key."""
@@ -256,8 +255,8 @@ class Generator:
         column = choose.choice(list(columns))
         kind = columns[column]
         if kind == "jsonb":
-            op = choose.choice(["IS", "IS NOT"])
-            return ast.Simple(op, ast.ColumnRef(column), ast.LiteralRef(None))
+            null_test: ast.SimpleOperator = choose.choice(["IS", "IS NOT"])
+            return ast.Simple(null_test, ast.ColumnRef(column), ast.LiteralRef(None))
         ops = [*_ORDERED, "IN", "NOT IN"]
         if kind == "text":
             ops += ["LIKE", "NOT LIKE", "ILIKE", "NOT ILIKE"]

@@ -21,12 +21,14 @@ class Declared(msgspec.Struct, frozen=True):
 
 
 class Asked(msgspec.Struct, frozen=True):
-    """A query of client ``client`` that runs from before step ``since`` to before ``until``."""
+    """A query of client ``client`` that runs from before step ``since`` to before ``until``;
+    ``beside``: hydrated beside the engine, one step earlier."""
 
     query: Query
     client: int = 0
     since: int = 0
     until: int = 1_000_000
+    beside: bool = False
 
     def alive(self, step: int) -> bool:
         return self.since <= step < self.until

@@ -50,11 +50,10 @@ def _cuts(scenario: Scenario) -> Iterator[Scenario]:
             yield replace(scenario, rows={**scenario.rows, name: fewer})
     for i, asked in enumerate(scenario.queries):
         for query in _simpler(asked.query):
-            yield replace(
-                scenario, queries=_put(scenario.queries, i, replace(asked, query=query))
-            )
-        if asked.since:
-            yield replace(scenario, queries=_put(scenario.queries, i, replace(asked, since=0)))
+            yield replace(scenario, queries=_put(scenario.queries, i, replace(asked, query=query)))
+        for plain in (replace(asked, since=0), replace(asked, beside=False)):
+            if plain != asked:
+                yield replace(scenario, queries=_put(scenario.queries, i, plain))
     for name, table in scenario.tables.items():
         for bare in (replace(table, indexes=()), replace(table, unique=())):
             if bare != table:

@@ -52,8 +52,8 @@ class Upstream:
                 try:
                     rows = synced(
                         self._db,
-                        _Explicit(scenario, declared, engine.schema).query(asked.query),
-                        self._tables,
+                        _Explicit(scenario, engine.schema).query(asked.query),
+                        self._keyed(declared),
                     )
                 except psycopg.errors.QueryCanceled:
                     count.timeouts += 1
@@ -77,6 +77,14 @@ class Upstream:
                     )
         finally:
             engine.close()
+
+    def _keyed(self, client: dict[str, Declared]) -> dict[str, PostgresTable]:
+        """The tables with the client's keys, which complete its orders and cursors."""
+        keys = {name: declared.key for name, declared in client.items()}
+        return {
+            n: PostgresTable(t.name, t.columns, keys.get(n, t.primary_key))
+            for n, t in self._tables.items()
+        }
 
     def _copy(self, scenario: Scenario, replica: Replica) -> None:
         if scenario.tables != self._world:
@@ -107,7 +115,7 @@ class Upstream:
             parts = [
                 sql.SQL("{} {}{}").format(
                     sql.Identifier(c),
-                    sql.SQL(kind),  # type: ignore[arg-type]
+                    sql.SQL(kind),
                     sql.SQL(" NOT NULL" if c in table.required else ""),
                 )
                 for c, kind in table.columns.items()
@@ -128,13 +136,10 @@ def _names(columns: tuple[str, ...]) -> sql.Composed:
 
 
 class _Explicit:
-    """Rewrites queries so that nothing is left to completion and witnesses are ``related``."""
+    """Rewrites queries so that witnesses are ``related``, chosen as the engine chooses them."""
 
-    def __init__(
-        self, scenario: Scenario, client: dict[str, Declared], schema: ReplicaSchema
-    ) -> None:
+    def __init__(self, scenario: Scenario, schema: ReplicaSchema) -> None:
         self._tables = scenario.tables
-        self._client = client
         self._schema = schema
 
     def query(self, query: ast.Query, *, witness: bool = False) -> ast.Query:
@@ -152,15 +157,10 @@ class _Explicit:
                 )
                 node = self.query(node, witness=True)
                 related.append(ast.CorrelatedSubquery(hop.correlation, node))
-        order = self._order(query, witness and query.start is None)
+        order = query.order_by
+        if witness and query.start is None:
+            order = [(c, "asc") for c in row_key(self._tables[query.table])]
         return msgspec.structs.replace(query, related=related or None, order_by=order)
-
-    def _order(self, query: ast.Query, by_key: bool) -> list[tuple[str, ast.Direction]]:
-        own_key, declared = row_key(self._tables[query.table]), self._client.get(query.table)
-        key = own_key if by_key or declared is None else declared.key
-        order = [] if by_key else list(query.order_by or ())
-        mentioned = {name for name, _ in order}
-        return [*order, *((c, "asc") for c in key if c not in mentioned)]
 
     def _exists(self, table: str, condition: ast.Condition | None) -> Iterator[ast.Exists]:
         """Every EXISTS that decides anything: what is constant needs no witness."""

@@ -108,3 +108,12 @@ async def test_async_connections_behave_alike(postgres: PostgresCluster, databas
     with pytest.raises(ConfigurationError) as caught:
         await connect_async(postgres.url_of("nowhere"), "test")
     assert caught.value.code == UNKNOWN_DATABASE
+
+
+def test_failures_that_pass_are_transient_however_they_are_told() -> None:
+    """A shutdown or a lock held too long must not look like a mistake of the operator."""
+    for passing in (psycopg.errors.AdminShutdown, psycopg.errors.LockNotAvailable):
+        cause = passing("later")
+        told = explain(cause, "postgresql://u@h/d", "testing")
+        told.__cause__ = cause
+        assert is_transient(told)

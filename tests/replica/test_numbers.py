@@ -67,3 +67,10 @@ def test_numeric_of_thousands_of_digits_is_not_refused() -> None:
 
 def test_bool() -> None:
     assert (decode_bool("t"), decode_bool("f")) == (1, 0)
+
+
+def test_numeric_of_any_length() -> None:
+    """Postgres has up to 131072 digits before the point; Python's int() gives up at 4300."""
+    assert decode_numeric("9" * 300) == float("1e300")
+    assert decode_numeric("-" + "9" * 5_000) is None
+    assert decode_numeric("0." + "0" * 5_000 + "1") == 0

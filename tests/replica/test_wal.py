@@ -59,16 +59,18 @@ def test_log_stays_small_although_a_reader_always_holds_a_snapshot(harness: Harn
         harness.take_snapshot()
         harness.writer.maintain(harness.move_readers)
     assert harness.moved >= 3
-    assert harness.wal_bytes <= 6 * LIMIT
+    assert harness.wal_bytes <= 8 * LIMIT
 
 
-def test_without_readers_the_log_is_reused_after_passive_checkpoints(harness: Harness) -> None:
+def test_without_readers_the_log_is_reused_and_nobody_is_asked(harness: Harness) -> None:
     harness.reader.execute("COMMIT")
+    largest = 0
     for _ in range(200):
         harness.write(LIMIT // 8)
         harness.writer.maintain(harness.move_readers)
+        largest = max(largest, harness.wal_bytes)
     assert harness.moved == 0
-    assert harness.wal_bytes <= 2 * LIMIT
+    assert largest <= 8 * LIMIT
 
 
 def test_reader_that_never_moves_blocks_neither_writer_nor_itself(harness: Harness) -> None:

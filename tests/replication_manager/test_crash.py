@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -157,3 +158,17 @@ def test_full_disk_stops_without_acknowledging(
     replicator.start()
     replicator.catch_up()
     assert compare(replicator) >= 100_000
+
+
+def test_stop_is_obeyed_inside_a_huge_transaction(replicator: Replicator, run_sql: RunSql) -> None:
+    run_sql("CREATE TABLE big (id int PRIMARY KEY, t text)")
+    replicator.start()
+    before = replicator.state_version()
+    run_sql("INSERT INTO big SELECT i, repeat('x', 100) FROM generate_series(1, 800000) i")
+    # The replica's log file grows as soon as rows arrive.
+    wal = Path(f"{replicator.file}-wal")
+    replicator.wait_until(lambda: wal.stat().st_size > 1_000_000)
+    began = time.monotonic()
+    assert replicator.stop() == 0
+    assert time.monotonic() - began < 2
+    assert replicator.state_version() == before

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,11 @@ import pytest
 
 from replication_manager.indexes import IndexKeeper, IndexLimits
 from tests.replica.tables import build_replica
-from zerocache.replica.auto_index import IndexWish
+from tests.replication_manager.harness import Replicator, compare
+from zerocache.replica import notifier
+from zerocache.replica.auto_index import IndexWish, auto_indexes
+from zerocache.replica.index_requests import SOCKET_NAME, IndexRequester
+from zerocache.replica.notifier import watch_versions
 from zerocache.replica.writer import ReplicaWriter
 
 RANK = IndexWish("task", (), (("rank", False),))
@@ -171,3 +175,44 @@ def test_nothing_is_built_inside_a_transaction(clock: Clock, writer: ReplicaWrit
     writer.end_transaction()
     writer.commit()
     assert decides.work(writer, lambda: False)
+
+
+def in_replica(replicator: Replicator) -> list[str]:
+    connection = replicator.connection()
+    try:
+        return [auto.index.name for auto in auto_indexes(connection)]
+    finally:
+        connection.close()
+
+
+async def test_the_process_builds_what_a_worker_asks_for_and_keeps_it(
+    new_replicator: Callable[..., Replicator], run_sql: Callable[[str], None]
+) -> None:
+    run_sql(
+        "CREATE TABLE task (id int PRIMARY KEY, title text, rank int);"
+        "INSERT INTO task SELECT i, 't' || i % 7, i FROM generate_series(1, 2000) i"
+    )
+    replicator = new_replicator()
+    replicator.start()
+    requester = IndexRequester(replicator.directory / SOCKET_NAME)
+    versions = watch_versions(replicator.directory / notifier.SOCKET_NAME)
+    version = await anext(versions)
+    requester.ask([TITLE_RANK])
+    # The version is announced again, so that workers come to see the index.
+    assert await anext(versions) == version
+    assert in_replica(replicator) == [TITLE_RANK.name]
+    run_sql("INSERT INTO task VALUES (5000, 't1', -1); UPDATE task SET title = 'x' WHERE id < 9")
+    replicator.catch_up()
+    rows = replicator.rows("SELECT id FROM task WHERE title = 't1' ORDER BY rank LIMIT 2")
+    assert rows == [(5000,), (15,)]
+    assert compare(replicator) > 2_000
+    await requester.close()
+    await versions.aclose()  # type: ignore[attr-defined]
+
+    assert replicator.stop() == 0
+    replicator.start()
+    assert in_replica(replicator) == [TITLE_RANK.name]
+    assert replicator.stop() == 0
+    replicator.config = replicator.config.model_copy(update={"auto_indexes": False})
+    replicator.start()
+    replicator.wait_until(lambda: in_replica(replicator) == [])

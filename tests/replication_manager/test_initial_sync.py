@@ -5,10 +5,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psycopg
 import pytest
+from psycopg import sql
 
 from replication_manager import initial_sync
 from replication_manager.initial_sync import SyncSettings, run_initial_sync
@@ -155,3 +157,26 @@ def test_row_security_is_an_error_not_missing_rows(
         run_initial_sync(limited, stop)
     postgres.psql(f"DROP OWNED BY {app_id}", database=name)
     postgres.psql(f"DROP ROLE {app_id}")
+
+
+def test_the_claim_is_finished_when_nothing_slow_is_left(
+    settings: SyncSettings, stop: StopSignal
+) -> None:
+    """A process killed while it builds indexes must leave a slot that is dropped."""
+    _prepare(settings, "CREATE TABLE t (id int PRIMARY KEY); CREATE INDEX ON t (id DESC)")
+    unfinished: dict[str, int] = {}
+
+    def report(line: str) -> None:
+        with psycopg.connect(settings.url) as connection:
+            row = connection.execute(
+                sql.SQL('SELECT count(*) FROM {} WHERE "initialSyncContext" IS NULL').format(
+                    sql.Identifier(settings.shard.shard_schema, "replicas")
+                )
+            ).fetchone()
+        assert row is not None
+        unfinished[line] = row[0]
+
+    run_initial_sync(replace(settings, report=report), stop)
+    late = [line for line in unfinished if "index" in line or "statistics" in line]
+    assert len(late) >= 3
+    assert {unfinished[line] for line in late} == {1}

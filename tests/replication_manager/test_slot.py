@@ -151,3 +151,21 @@ def test_take_over_removes_older_replicas_but_not_newer_ones(
         take_over(control, shard, claims[1], name="zero-test", returning=False)
         left = {shard.slot_prefix + name for name in _names(postgres, shard)}
         assert left == {claims[1], syncing.name}
+
+
+def test_take_over_removes_finished_replicas_that_were_never_used(
+    postgres: PostgresCluster, database: str, shard: ShardNames, stop: StopSignal
+) -> None:
+    """What a sync leaves behind that died between its claim and the rename."""
+    with claim_new_slot(database, shard, stop) as old:
+        finish_claim(database, shard, old, b"{}", b"{}")
+    with connect(database, "test") as control:
+        take_over(control, shard, old.name, name="zero-test", returning=False)
+        with claim_new_slot(database, shard, stop) as newer:
+            finish_claim(database, shard, newer, b"{}", b"{}")
+            take_over(control, shard, old.name, name="zero-test", returning=False)
+            left = {shard.slot_prefix + name for name in _names(postgres, shard)}
+            assert left == {old.name, newer.name}
+        take_over(control, shard, old.name, name="zero-test", returning=False)
+        left = {shard.slot_prefix + name for name in _names(postgres, shard)}
+        assert left == {old.name}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from replication_manager.applier import Applier
 from replication_manager.backfill import Backfiller
 from replication_manager.position import SlotPosition
 from replication_manager.schema_events import SchemaEvents
@@ -120,10 +121,11 @@ def replica(tmp_path: Path) -> Replica:
     return Replica(path, ReplicaWriter(path))
 
 
-def _ddl(writer: ReplicaWriter) -> tuple[SchemaEvents, Backfiller]:
-    """What follows changes of the schema, of which these scripts have none."""
-    shard = ShardNames("zero")
-    return SchemaEvents(writer, shard), Backfiller("postgresql://nobody", shard, writer)
+_SHARD = ShardNames("zero")
+
+
+def _applier(writer: ReplicaWriter) -> Applier:
+    return Applier(writer, lambda _: None, SchemaEvents(writer, _SHARD))
 
 
 def _run(
@@ -135,11 +137,12 @@ def _run(
     stream = ChangeStream(
         connection,  # type: ignore[arg-type]
         replica.writer,
+        _applier(replica.writer),
         SlotPosition(replica.path),
         published.append,
         lambda: None,
         limits or StreamLimits(),
-        *_ddl(replica.writer),
+        Backfiller("postgresql://nobody", _SHARD, replica.writer),
         monotonic=lambda: connection.now,
     )
     with pytest.raises(_Ended):
@@ -219,11 +222,12 @@ def test_silence_of_the_server_ends_the_stream(replica: Replica) -> None:
     stream = ChangeStream(
         connection,  # type: ignore[arg-type]
         replica.writer,
+        _applier(replica.writer),
         SlotPosition(replica.path),
         lambda _: None,
         lambda: None,
         StreamLimits(inbound_timeout_s=120),
-        *_ddl(replica.writer),
+        Backfiller("postgresql://nobody", _SHARD, replica.writer),
         monotonic=lambda: connection.now,
     )
     with pytest.raises(StreamEnded):

@@ -11,12 +11,10 @@ import asyncio
 import contextlib
 import json
 import socket
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
-
-import msgspec
 
 from benchmarks.protocol_client import DesiredQuery, SyncClient, ast_query
 from benchmarks.sync_messages import ClientSchema, Poke, TableSchema
@@ -70,7 +68,7 @@ def task_where(**equal: Any) -> DesiredQuery:
 
 def published(app_id: str) -> PublishedSchema:
     shard = f"{app_id}_0"
-    key = {"not_null": True}
+    key: dict[str, Any] = {"not_null": True}
     tables: list[tuple[PublishedTable, tuple[str, ...]]] = [
         (
             table(
@@ -170,11 +168,16 @@ class Replica:
         return version
 
     def deploy_permissions(self, permissions: Any, digest: str) -> str:
-        values = {"lock": 1, "permissions": json.dumps(permissions), "hash": digest}
+        values: Row = {"lock": 1, "permissions": json.dumps(permissions), "hash": digest}
         return self.write(lambda w: w.update(f"{self.app_id}.permissions", None, values))
 
     def set_last_mutation_id(self, group: str, client: str, last: int) -> str:
-        row = {"clientGroupID": group, "clientID": client, "lastMutationID": last, "userID": None}
+        row: Row = {
+            "clientGroupID": group,
+            "clientID": client,
+            "lastMutationID": last,
+            "userID": None,
+        }
         name = f"{self.app_id}_0.clients"
         key = {"clientGroupID": group, "clientID": client}
 
@@ -311,7 +314,7 @@ def cookies(client: TestClient) -> list[tuple[str | None, str]]:
 
 def row_ops(poke: Poke) -> list[tuple[str, str]]:
     """(op, id) of each row operation."""
-    found = []
+    found: list[tuple[str, str]] = []
     for part in poke.parts:
         for op in part.rows or ():
             key = op.value if op.op == "put" else op.id
@@ -329,10 +332,6 @@ def desired_ops(poke: Poke, client_id: str) -> list[tuple[str, str]]:
     ]
 
 
-def fresh_state() -> SyncState:
-    return SyncState(SCHEMA)
-
-
 def copied(state: SyncState) -> SyncState:
     """What a client has persisted, to go on from after a reload."""
     return SyncState(
@@ -346,9 +345,8 @@ def copied(state: SyncState) -> SyncState:
     )
 
 
-def as_json(value: Any) -> Any:
-    return msgspec.json.decode(msgspec.json.encode(value))
-
-
-def names(items: Sequence[Any]) -> list[str]:
-    return [item.type for item in items]
+async def until(condition: Callable[[], bool]) -> None:
+    """For what has no event of its own: that something is gone."""
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)

@@ -145,8 +145,8 @@ class GroupRecord:
         return {query for (_, query), desire in self.desires.items() if not desire.expired(now_ms)}
 
     def next_expiry_ms(self) -> float | None:
-        """When, on the TTL clock, the next query may expire."""
-        last: dict[QueryHash, float] = {}
+        """When, on the TTL clock, the next query may expire. One without any desire has."""
+        last: dict[QueryHash, float] = dict.fromkeys(self.queries, 0.0)
         for (_, query), desire in self.desires.items():
             end = float("inf")
             if desire.inactivated_at_ms is not None:
@@ -190,6 +190,8 @@ class GroupRecord:
         desire = self.desires.get((client, op.hash))
         if desire is not None and desire.active and ttl <= desire.ttl_ms:
             return
+        # It may have been deleted by another one while it stayed connected.
+        self.add_client(client, change)
         self.desires[client, op.hash] = Desire(ttl)
         change.note(client, "put", op.hash)
 

@@ -43,7 +43,7 @@ Problem = Literal["scan", "temporary index", "sort"]
 _ALIASED = re.compile(r'"((?:[^"]|"")+)" AS (t\d+)\b')
 _PARAMETER = re.compile(r":([a-z]\w*)")
 _LOOP = re.compile(r"(SCAN|SEARCH) (\S+)(.*)", re.DOTALL)
-_INDEX = re.compile(r"USING (?:COVERING )?INDEX (.+?)(?: \(([^()]*)\))?$", re.DOTALL)
+_INDEX = re.compile(r"USING (?:COVERING )?INDEX (.+?)(?: \((.*)\))?$", re.DOTALL)
 _FULL_SORT = "USE TEMP B-TREE FOR ORDER BY"
 
 
@@ -73,9 +73,10 @@ class PlanLine:
 
     @property
     def index_columns(self) -> int:
-        """How many columns of :attr:`index` are compared for equality."""
+        """How many leading columns of :attr:`index` are compared for equality."""
         found = _INDEX.search(self.detail)
-        return 0 if found is None else (found[2] or "").count("=?")
+        terms = "" if found is None else found[2] or ""
+        return 0 if terms.startswith("ANY(") else terms.count("=?")
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ import msgspec
 
 from view_syncer.ivm.levels import rowid_array
 from view_syncer.ivm.pipeline import Delta
-from zerocache.errors import UnsafeIntegerError
+from zerocache.errors import QueryError, UnsafeIntegerError
 from zerocache.replica.schema import ReplicaColumn, ReplicaSchema
 from zerocache.replica.sql import literal, quote
 
@@ -107,7 +107,18 @@ class Encoder:
         for table, rowids in rows.items():
             sql = self._table(table)
             if sql is not None and rowids:
-                found.extend(text for _, text in db.execute(sql.put, (rowid_array(rowids),)))
+                found.extend(text for _, text in _encoded(db, sql.put, table, rowids))
+        return found
+
+    def puts_by_row(
+        self, db: apsw.Connection, rows: Mapping[str, Collection[int]]
+    ) -> dict[str, dict[int, str]]:
+        """The same by table and rowid; tables the client does not declare are left out."""
+        found: dict[str, dict[int, str]] = {}
+        for table, rowids in rows.items():
+            sql = self._table(table)
+            if sql is not None and rowids:
+                found[table] = dict(_encoded(db, sql.put, table, rowids))
         return found
 
     def delta(
@@ -127,8 +138,7 @@ class Encoder:
                 patch.dels.extend(self._rekeyed(old, new, sql, table, change.edited))
             current = change.entered | change.edited
             if current:
-                rows = new.execute(sql.put, (rowid_array(current),))
-                patch.puts.extend(text for _, text in rows)
+                patch.puts.extend(text for _, text in _encoded(new, sql.put, table, current))
         return patch
 
     def dels(
@@ -145,9 +155,8 @@ class Encoder:
     def _dels(
         self, old: apsw.Connection, sql: PatchSql, table: str, rowids: Iterable[int]
     ) -> list[tuple[str, int, str]]:
-        return [
-            (table, rowid, text) for rowid, text in old.execute(sql.del_, (rowid_array(rowids),))
-        ]
+        found: Iterable[tuple[Any, ...]] = old.execute(sql.del_, (rowid_array(rowids),))
+        return [(table, rowid, text) for rowid, text in found]
 
     def _rekeyed(
         self,
@@ -179,6 +188,22 @@ class Encoder:
             _select(table.name, put, [columns[c] for c in table.columns]),
             _select(table.name, del_, [columns[c] for c in table.key]),
         )
+
+
+def _encoded(
+    db: apsw.Connection, sql: str, table: str, rowids: Iterable[int]
+) -> list[tuple[int, str]]:
+    try:
+        rows: Iterable[tuple[Any, ...]] = db.execute(sql, (rowid_array(rowids),))
+        return [(rowid, text) for rowid, text in rows]
+    except apsw.SQLError as error:
+        if "JSON" not in str(error):
+            raise  # the statement, not a value
+        # Postgres nests JSON deeper than SQLite parses it.
+        raise QueryError(
+            f"a row of table {table!r} cannot be encoded ({error}): it holds JSON nested deeper "
+            "than 1000 levels; store it as text, or keep it out of the client schema"
+        ) from error
 
 
 _MAX_ARGUMENTS = 60

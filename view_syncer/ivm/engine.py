@@ -6,60 +6,38 @@ thread-safe: one thread calls it, and nothing here waits for anything but SQLite
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import apsw
 import structlog
 
+from view_syncer.ivm.advice import Examination, examine
 from view_syncer.ivm.changes import Batch, read_batch
-from view_syncer.ivm.encode import ClientTables, Encoder, RowPatch, register_functions
-from view_syncer.ivm.pipeline import Delta, Pipeline, Touch
+from view_syncer.ivm.encode import ClientTables, Encoder, RowPatch
+from view_syncer.ivm.hydration import EncodedRows, Hydration, HydrationRequest
+from view_syncer.ivm.pipeline import Delta, Pipeline, changed_since
 from view_syncer.ivm.plan import Plan, make_plan
 from view_syncer.ivm.routing import Router
+from view_syncer.ivm.snapshot import SnapshotReader
 from zerocache.errors import QueryError
 from zerocache.protocol.versions import Watermark
-from zerocache.replica.reader import load_schema, open_replica, read_state
+from zerocache.replica.reader import load_schema
 from zerocache.replica.schema import ReplicaSchema
 from zerocache.zql.ast import Query
 from zerocache.zql.shape import Instance, Node, lift
 
 log = structlog.get_logger(__name__)
 
-REHYDRATE_MIN_ROWS = 1_000
-REHYDRATE_SHARE = 0.5
-"""From this many touched rows on, and if they are this share of the row set or more, recomputing
-the pipeline costs less than re-evaluating key by key."""
+MAX_PLANS = 2_000
+"""Plans kept before those that no pipeline uses are dropped."""
 
-
-class SnapshotReader:
-    """One connection whose read transaction can be moved to the newest commit."""
-
-    def __init__(self, path: Path) -> None:
-        self.db = open_replica(path)
-        register_functions(self.db)
-        self.version = Watermark("00")
-        self.replica_version = Watermark("00")
-        self.log_pos = 0
-        self.log_floor = 0
-
-    def begin(self) -> None:
-        """Pin the newest commit."""
-        if self.db.in_transaction:
-            self.db.execute("COMMIT")
-        self.db.execute("BEGIN")
-        state = read_state(self.db)
-        self.version, self.replica_version = state.version, state.replica_version
-        self.log_pos, self.log_floor = state.log_pos, state.log_floor
-
-    def end(self) -> None:
-        if self.db.in_transaction:
-            self.db.execute("COMMIT")
-
-    def close(self) -> None:
-        self.end()
-        self.db.close()
+REHYDRATE_MIN_ROWS = 256
+REHYDRATE_MARGIN = 2.0
+"""From this many touched rows on a pipeline is recomputed instead of advanced if its last
+hydration was faster, by this factor, than advancing is expected to be. Both costs are measured,
+and the margin keeps a pipeline near the break-even point from going back and forth."""
 
 
 @dataclass(eq=False, slots=True)
@@ -98,7 +76,14 @@ class Engine:
         self._current.begin()
         self.schema: ReplicaSchema = load_schema(self._current.db)
         self._router = Router(self.schema)
+        # The schema as plans see it: with the indexes there are at `_schema_cookie`.
+        self._planning_schema = self.schema
+        self._schema_cookie = self._current.db.pragma("schema_version")
         self._plans: dict[Node, Plan] = {}
+        self._max_plans = MAX_PLANS
+        # Of every plan that is new since `take_new_plans`, the pipeline it was made for.
+        self._new_plans: list[Pipeline] = []
+        self._examined: set[Plan] = set()
         self._pipelines: dict[Instance, Pipeline] = {}
         self._clients: dict[Pipeline, dict[ClientTables, int]] = {}
         self._encoders: dict[ClientTables, Encoder] = {}
@@ -120,8 +105,73 @@ class Engine:
     def pipeline_count(self) -> int:
         return len(self._pipelines)
 
+    def take_new_plans(self) -> list[Pipeline]:
+        """One pipeline of each plan made since the last call."""
+        taken, self._new_plans = self._new_plans, []
+        return taken
+
+    def pipeline_of_each_plan(self) -> list[Pipeline]:
+        return list({pipeline.plan: pipeline for pipeline in self._pipelines.values()}.values())
+
+    def examine(self, pipeline: Pipeline) -> Examination:
+        """Which indexes the statements of a pipeline use, and which they miss."""
+        return examine(pipeline.plan, self._current.db, pipeline.params)
+
+    def request(self, query: Query, client: ClientTables) -> HydrationRequest | Pipeline:
+        """The pipeline of ``query`` if it runs, else what a hydration elsewhere needs to know."""
+        instance = lift(query, self.schema, client.row_keys)
+        running = self._pipelines.get(instance)
+        if running is not None:
+            return running
+        return HydrationRequest(self._plan(instance), instance, self.schema, client)
+
+    def adopt(self, hydration: Hydration) -> None:
+        """Take in a pipeline that was hydrated elsewhere, brought to :attr:`version`.
+
+        Does nothing if that is not possible (another schema, a reset in between) or not needed
+        (it runs by now): :meth:`subscribe` then does what is left to do. The caller must have
+        advanced the engine to the hydration's version at least, and must subscribe next.
+        """
+        pipeline = hydration.pipeline
+        if hydration.schema is not self.schema or pipeline.instance in self._pipelines:
+            return
+        if hydration.reader.replica_version != self.replica_version:
+            return
+        if hydration.reader.version < self.version and not self._catch_up(hydration):
+            return
+        self._install(pipeline)
+
+    def _catch_up(self, hydration: Hydration) -> bool:
+        """Apply to one pipeline what the engine has already seen; False if only a new hydration
+        helps."""
+        router = Router(self.schema)
+        pipeline = hydration.pipeline
+        router.add(pipeline)
+        pipeline.attach(router.on_support)
+        old, new = hydration.reader, self._current
+        batch = read_batch(old, new, router.watched())
+        if batch.reset:
+            return False
+        if batch.truncated:
+            pipeline.rehydrate(new.db, old.version)
+        else:
+            touch = router.route(batch, new.db).get(pipeline)
+            if touch is not None:
+                pipeline.apply(new.db, touch, batch)
+        pipeline.release()
+        return True
+
+    def _install(self, pipeline: Pipeline) -> None:
+        self._router.add(pipeline)
+        pipeline.attach(self._router.on_support)
+        self._pipelines[pipeline.instance] = pipeline
+        self._clients[pipeline] = {}
+        if pipeline.plan not in self._examined:
+            self._examined.add(pipeline.plan)
+            self._new_plans.append(pipeline)
+
     def subscribe(self, query: Query, client: ClientTables) -> Subscription:
-        """Join the pipeline of ``query``, hydrating it if nobody else runs it."""
+        """Join the pipeline of ``query``, hydrating it here and now if it does not run."""
         instance = lift(query, self.schema, client.row_keys)
         pipeline = self._pipelines.get(instance)
         if pipeline is None:
@@ -138,8 +188,13 @@ class Engine:
         readers[subscription.client] -= 1
         if not readers[subscription.client]:
             del readers[subscription.client]
-        if not readers:
-            del self._clients[pipeline]
+        self.drop_unused(pipeline)
+
+    def drop_unused(self, pipeline: Pipeline) -> None:
+        """Stop a pipeline that nobody reads."""
+        if self._clients.get(pipeline):
+            return
+        if self._clients.pop(pipeline, None) is not None:
             del self._pipelines[pipeline.instance]
             pipeline.release()
             self._router.remove(pipeline)
@@ -148,9 +203,28 @@ class Engine:
         """A ``put`` for every row of the subscription, at :attr:`version`."""
         return self.encode_rows(subscription.client, subscription.pipeline.rows())
 
-    def encode_rows(self, client: ClientTables, rows: Mapping[str, set[int]]) -> list[str]:
-        """A ``put`` for each of ``rows`` (by table), at :attr:`version`."""
-        return self._encoder(client).puts(self._current.db, rows)
+    def encode_rows(
+        self,
+        client: ClientTables,
+        rows: Mapping[str, set[int]],
+        ready: Iterable[EncodedRows] = (),
+    ) -> list[str]:
+        """A ``put`` for each of ``rows`` (by table), at :attr:`version`; what is ``ready`` from
+        before is used as far as it is still true."""
+        puts: list[str] = []
+        missing: dict[str, set[int]] = {}
+        for table, rowids in rows.items():
+            left = set(rowids)
+            for encoded in ready:
+                texts = encoded.tables.get(table, {})
+                usable = left & texts.keys()
+                if usable and encoded.version != self.version:
+                    usable -= changed_since(self._current.db, table, usable, encoded.version)
+                puts.extend(texts[rowid] for rowid in usable)
+                left -= usable
+            missing[table] = left
+        puts.extend(self._encoder(client).puts(self._current.db, missing))
+        return puts
 
     def deletions(
         self, client: ClientTables, rows: Mapping[str, set[int]]
@@ -185,20 +259,36 @@ class Engine:
         self._spare.close()
 
     def _start(self, instance: Instance) -> Pipeline:
+        pipeline = Pipeline(self._plan(instance), instance)
+        pipeline.hydrate(self._current.db)
+        self._install(pipeline)
+        return pipeline
+
+    def _plan(self, instance: Instance) -> Plan:
         plan = self._plans.get(instance.shape)
         if plan is None:
-            plan = self._plans[instance.shape] = make_plan(instance.shape, self.schema)
-        pipeline = Pipeline(plan, instance, self._router.on_support)
-        self._router.add(pipeline)
-        try:
-            pipeline.hydrate(self._current.db)
-        except BaseException:
-            pipeline.release()
-            self._router.remove(pipeline)
-            raise
-        self._pipelines[instance] = pipeline
-        self._clients[pipeline] = {}
-        return pipeline
+            self._notice_new_indexes()
+            self._forget_idle_plans()
+            plan = self._plans[instance.shape] = make_plan(instance.shape, self._planning_schema)
+        return plan
+
+    def _forget_idle_plans(self) -> None:
+        """Plans outlive their pipelines, because shapes come back; but clients may invent any
+        number of them."""
+        if len(self._plans) < self._max_plans:
+            return
+        used = {pipeline.plan for pipeline in self._pipelines.values()}
+        self._plans = {shape: plan for shape, plan in self._plans.items() if plan in used}
+        self._examined &= used
+        self._max_plans = max(MAX_PLANS, 2 * len(self._plans))
+
+    def _notice_new_indexes(self) -> None:
+        """Plans depend on which indexes there are, and the engine's own come and go without a
+        reset. Anything else that changes the schema is followed by one."""
+        cookie = self._current.db.pragma("schema_version")
+        if cookie != self._schema_cookie:
+            self._schema_cookie = cookie
+            self._planning_schema = load_schema(self._current.db)
 
     def _advance(self, old: SnapshotReader, new: SnapshotReader) -> Advance:
         result = Advance(old.version, new.version)
@@ -226,15 +316,11 @@ class Engine:
         for pipeline, touch in self._router.route(batch, new.db).items():
             if pipeline in deltas:
                 continue
-            if self._rehydrate_is_cheaper(pipeline, touch):
+            if pipeline.rehydrate_is_cheaper(touch, REHYDRATE_MIN_ROWS, REHYDRATE_MARGIN):
                 deltas[pipeline] = pipeline.rehydrate(new.db, batch.old_version)
             else:
                 deltas[pipeline] = pipeline.apply(new.db, touch, batch)
         return deltas
-
-    def _rehydrate_is_cheaper(self, pipeline: Pipeline, touch: Touch) -> bool:
-        rows = touch.size()
-        return rows >= REHYDRATE_MIN_ROWS and rows >= REHYDRATE_SHARE * pipeline.hydrated_rows
 
     def _encode(
         self,
@@ -260,9 +346,11 @@ class Engine:
 
     def _reset(self) -> None:
         """Forget everything that was derived from the old schema or generation."""
-        self.schema = load_schema(self._current.db)
+        self.schema = self._planning_schema = load_schema(self._current.db)
         self._router = Router(self.schema)
         self._plans.clear()
+        self._new_plans.clear()
+        self._examined.clear()
         self._pipelines.clear()
         self._clients.clear()
         self._encoders.clear()

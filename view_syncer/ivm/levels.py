@@ -10,17 +10,21 @@ from __future__ import annotations
 from array import array
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Protocol, TypeAlias
 
 import apsw
 import msgspec
 
 from view_syncer.ivm.plan import Level, Partition, partition_of
-from view_syncer.ivm.window import Entry, Window, make_entry
+from view_syncer.ivm.window import Entry, Window, key_length, make_entry
+from zerocache.errors import QueryError
 from zerocache.zql.shape import SqlValue
 
 Values: TypeAlias = tuple[Any, ...]
 Params: TypeAlias = Mapping[str, SqlValue]
+
+_CHUNK_ROWS = 10_000
 
 ROOT_PARTITION: Partition = ""
 """The one partition of a root level."""
@@ -40,6 +44,7 @@ class LevelState(Protocol):
     members: dict[int, Values]
     support: dict[Partition, int]
     offset: int
+    max_rows: int
 
     def hydrate(self, db: apsw.Connection, partitions: Collection[Partition]) -> None: ...
 
@@ -52,8 +57,10 @@ class LevelState(Protocol):
     ) -> LevelDelta: ...
 
 
-def level_state(level: Level, params: Params) -> LevelState:
-    return PlainLevel(level, params) if level.limit is None else WindowLevel(level, params)
+def level_state(level: Level, params: Params, max_rows: int = 0) -> LevelState:
+    """``max_rows``: beyond this many members hydrating fails with :class:`QueryError`."""
+    kind = PlainLevel if level.limit is None else WindowLevel
+    return kind(level, params, max_rows)
 
 
 def rowid_array(rowids: Iterable[int]) -> Any:
@@ -66,9 +73,12 @@ def encode_partitions(partitions: Collection[Partition]) -> str:
 
 
 class _Base:
-    def __init__(self, level: Level, params: Params) -> None:
+    def __init__(self, level: Level, params: Params, max_rows: int = 0) -> None:
         self.level = level
         self.params = params
+        # 0 is no limit, and what the owner sets once the level is hydrated: an advance must not
+        # fail for everybody because one query grew.
+        self.max_rows = max_rows
         self.members: dict[int, Values] = {}
         # Where in a row's values its selected columns begin.
         self.offset = 0
@@ -85,8 +95,16 @@ class _Base:
         """What is kept of a selected row (rowid first)."""
         return row[1:]
 
-    def _fetch(self, db: apsw.Connection, sql: str, **inputs: Any) -> list[tuple[Any, ...]]:
-        return db.execute(sql, {**self.params, **inputs}).fetchall()
+    def _fetch(self, db: apsw.Connection, sql: str, **inputs: Any) -> Iterable[tuple[Any, ...]]:
+        return db.execute(sql, {**self.params, **inputs})
+
+    def _check_size(self, rows: int) -> None:
+        if self.max_rows and rows > self.max_rows:
+            raise QueryError(
+                f"the query needs more than {self.max_rows} rows of table "
+                f"{self.level.table!r}; give it a limit or a filter, or raise "
+                "ZEROCACHE_MAX_ROWS_PER_QUERY"
+            )
 
     def _candidates(
         self, db: apsw.Connection, rowids: Collection[int]
@@ -106,8 +124,8 @@ class _Base:
 class PlainLevel(_Base):
     """A level without limit: every matching row of every supported partition is a member."""
 
-    def __init__(self, level: Level, params: Params) -> None:
-        super().__init__(level, params)
+    def __init__(self, level: Level, params: Params, max_rows: int = 0) -> None:
+        super().__init__(level, params, max_rows)
         # Rows by partition, so that a partition can leave without a query. Not for roots.
         self._by_partition: dict[Partition, set[int]] = {}
 
@@ -150,14 +168,19 @@ class PlainLevel(_Base):
     def _rows_of(
         self, db: apsw.Connection, partitions: Collection[Partition]
     ) -> Iterable[tuple[int, Values]]:
-        if self.level.parent is None:
-            rows = self._fetch(db, self.level.sql_all)
-        elif partitions:
-            rows = self._fetch(db, self.level.sql_all, parts=encode_partitions(partitions))
-        else:
-            return
-        for row in rows:
-            yield row[0], row[1:]
+        inputs: dict[str, Any] = dict(self.params)
+        if self.level.parent is not None:
+            if not partitions:
+                return
+            inputs["parts"] = encode_partitions(partitions)
+        cursor = db.execute(self.level.sql_all, inputs)
+        count = len(self.members)
+        # In chunks, so that a query without a limit is stopped before it fills the memory.
+        while chunk := list(islice(cursor, _CHUNK_ROWS)):
+            count += len(chunk)
+            self._check_size(count)
+            for row in chunk:
+                yield row[0], row[1:]
 
     def _add(self, rowid: int, values: Values) -> None:
         self.members[rowid] = values
@@ -183,13 +206,13 @@ class WindowLevel(_Base):
     Values are window entries: the correlation and link columns stand at their end.
     """
 
-    def __init__(self, level: Level, params: Params) -> None:
-        super().__init__(level, params)
+    def __init__(self, level: Level, params: Params, max_rows: int = 0) -> None:
+        super().__init__(level, params, max_rows)
         assert level.limit is not None
         self._limit = level.limit
         self._order = level.order_positions
         self._kept = level.value_columns
-        self.offset = 2 * len(self._order) + 1
+        self.offset = key_length(self._order)
         self._correlation = tuple(p + self.offset for p in level.correlation_positions)
         self._windows: dict[Partition, Window] = {}
         # Rows known to a window but not visible.
@@ -282,9 +305,10 @@ class WindowLevel(_Base):
             self._reserve.pop(dropped[self.offset - 1], None)
 
     def _refetch(self, db: apsw.Connection, partition: Partition, delta: LevelDelta) -> None:
+        successor = self._windows[partition].successor()
         self._lose(partition, delta)
-        self._load(db, [partition])
-        self._enter(self._windows[partition].visible(), delta)
+        self._load(db, [partition], successor)
+        self._enter(successor.visible(), delta)
 
     def _lose(self, partition: Partition, delta: LevelDelta) -> None:
         window = self._windows.pop(partition, None)
@@ -317,21 +341,35 @@ class WindowLevel(_Base):
 
     # -- loading --------------------------------------------------------------------------------
 
-    def _load(self, db: apsw.Connection, partitions: Collection[Partition]) -> None:
-        """Fetch the beginning of each partition; all its rows start in the reserve."""
+    def _load(
+        self,
+        db: apsw.Connection,
+        partitions: Collection[Partition],
+        window: Window | None = None,
+    ) -> None:
+        """Fetch the beginning of each partition; all its rows start in the reserve. ``window`` is
+        what to fill if it is a single one."""
         if not partitions:
             return
+        sample = window or self._window()
         entries: dict[Partition, list[Entry]] = {p: [] for p in partitions}
-        for row in self._beginnings(db, partitions):
+        visible = len(self.members)
+        for row in self._beginnings(db, partitions, sample.capacity):
             entry = self._values(row)
             partition_ = self._partition(entry)
             assert partition_ is not None
             entries[partition_].append(entry)
+            if len(entries[partition_]) <= self._limit:
+                visible += 1
+                self._check_size(visible)
             self._reserve[row[0]] = entry
         for partition, found in entries.items():
             found.sort()
-            window = self._windows[partition] = Window(self._limit, self.offset)
-            window.load(found)
+            target = self._windows[partition] = window or self._window()
+            target.load(found)
+
+    def _window(self) -> Window:
+        return Window(self._limit, self.offset)
 
     def _show(self, entries: Iterable[Entry]) -> None:
         for entry in entries:
@@ -340,9 +378,8 @@ class WindowLevel(_Base):
             del self._reserve[rowid]
 
     def _beginnings(
-        self, db: apsw.Connection, partitions: Collection[Partition]
-    ) -> list[tuple[Any, ...]]:
-        limit = Window(self._limit, self.offset).capacity
+        self, db: apsw.Connection, partitions: Collection[Partition], limit: int
+    ) -> Iterable[tuple[Any, ...]]:
         if len(partitions) > 1:
             parts = encode_partitions(partitions)
             return self._fetch(db, self.level.sql_windows, parts=parts, limit=limit)

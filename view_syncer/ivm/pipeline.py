@@ -6,6 +6,7 @@ Shared by every client group that asks the same. Invariant, and test oracle: aft
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
@@ -57,22 +58,52 @@ class Touch:
         return sum(map(len, self.evaluate.values())) + sum(map(len, self.content.values()))
 
 
+_FIRST_GUESS_ROW_S = 5e-6
+_MEASURED_FROM_ROWS = 16
+"""Smaller batches say more about fixed costs than about rows."""
+
+
+def _nobody(_: Pipeline, __: int, ___: Collection[Partition], ____: Collection[Partition]) -> None:
+    """Listener of a pipeline that no router knows."""
+
+
 class Pipeline:
     """One query instance over one replica.
 
-    * The owner calls :meth:`hydrate` once, then :meth:`apply` for every batch that touches it,
-      in order, each with the newer snapshot of that batch.
+    * The owner calls :meth:`hydrate` once, on any thread, then :meth:`attach`, then :meth:`apply`
+      for every batch that touches it, in order, each with the newer snapshot of that batch.
     * ``touch`` of :meth:`apply` must include every changed row that satisfies the route of a
       level before or after, and every row an EXISTS change may have affected.
     """
 
-    def __init__(self, plan: Plan, instance: Instance, on_support: SupportListener) -> None:
+    def __init__(self, plan: Plan, instance: Instance, *, max_rows: int = 0) -> None:
         self.plan = plan
         self.instance = instance
         self.params = dict(instance.params)
+        self._max_rows = max_rows
+        self._on_support: SupportListener = _nobody
+        self.levels: list[LevelState] = self._empty_levels()
+        # Measured costs, from which the owner chooses between advancing and recomputing.
+        self._hydration_s = 0.0
+        self._row_s = _FIRST_GUESS_ROW_S
+
+    def attach(self, on_support: SupportListener) -> None:
+        """Report the supported partitions, those there are already and every later change."""
         self._on_support = on_support
-        self.levels: list[LevelState] = [level_state(lv, self.params) for lv in plan.levels]
-        self.hydrated_rows = 0
+        for state in self.levels:
+            if state.level.parent is not None:
+                on_support(self, state.level.index, state.support.keys(), ())
+
+    def release(self) -> None:
+        """Withdraw every supported partition from the listener, and forget it."""
+        for state in self.levels:
+            if state.level.parent is not None:
+                self._on_support(self, state.level.index, (), state.support.keys())
+        self._on_support = _nobody
+
+    def rehydrate_is_cheaper(self, touch: Touch, min_rows: int, margin: float) -> bool:
+        rows = touch.size()
+        return rows >= min_rows and rows * self._row_s > margin * self._hydration_s
 
     def holds(self, table: str, rowid: int) -> bool:
         return any(
@@ -91,22 +122,21 @@ class Pipeline:
         return sum(len(rows) for rows in self.rows().values())
 
     def hydrate(self, db: apsw.Connection) -> None:
+        start = time.perf_counter()
         for state in self.levels:
-            level = state.level
-            if level.parent is not None:
-                self._on_support(self, level.index, state.support.keys(), ())
             state.hydrate(db, state.support.keys())
             self._support_children(state, LevelDelta(entered=state.members), {}, {})
-        self.hydrated_rows = self.row_count()
+        self._lift_limit()
+        self._hydration_s = time.perf_counter() - start
 
-    def release(self) -> None:
-        """Withdraw every supported partition from the listener's routing."""
+    def _lift_limit(self) -> None:
+        self._max_rows = 0
         for state in self.levels:
-            if state.level.parent is not None:
-                self._on_support(self, state.level.index, (), state.support.keys())
+            state.max_rows = 0
 
     def apply(self, db: apsw.Connection, touch: Touch, batch: Batch) -> Delta:
         """Advance by one batch."""
+        start = time.perf_counter()
         gained: dict[int, list[Partition]] = {}
         lost: dict[int, list[Partition]] = {}
         deltas: list[LevelDelta] = []
@@ -122,15 +152,23 @@ class Pipeline:
             else:
                 delta = LevelDelta()
             deltas.append(delta)
-        return self._net(deltas, touch, batch)
+        result = self._net(deltas, touch, batch)
+        self._measure(time.perf_counter() - start, touch.size())
+        return result
+
+    def _measure(self, seconds: float, rows: int) -> None:
+        if rows >= _MEASURED_FROM_ROWS:
+            self._row_s += (seconds / rows - self._row_s) / 4
 
     def rehydrate(self, db: apsw.Connection, old_version: Watermark) -> Delta:
         """Recompute everything at ``db`` and report the difference: always correct, and cheaper
         than :meth:`apply` when much of the row set changed."""
         before = self.rows()
+        listener = self._on_support
         self.release()
-        self.levels = [level_state(lv, self.params) for lv in self.plan.levels]
+        self.levels = self._empty_levels()
         self.hydrate(db)
+        self.attach(listener)
         after = self.rows()
         result: Delta = {}
         for table in before.keys() | after.keys():
@@ -141,6 +179,9 @@ class Pipeline:
             if delta:
                 result[table] = delta
         return result
+
+    def _empty_levels(self) -> list[LevelState]:
+        return [level_state(lv, self.params, self._max_rows) for lv in self.plan.levels]
 
     def _support_children(
         self,

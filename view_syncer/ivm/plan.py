@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
-from zerocache.replica.schema import ReplicaSchema
+from zerocache.replica.schema import ReplicaColumn, ReplicaSchema
 from zerocache.zql import sqlite
 from zerocache.zql.shape import (
     WITNESS_LIMIT,
@@ -29,6 +30,9 @@ from zerocache.zql.shape import (
 
 WINDOW_RESERVE = 20
 """Rows kept beyond a window's limit, so that a delete inside it refills without a query."""
+
+
+_INTEGERS = frozenset({"int2", "int4", "int8"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +65,14 @@ class Link:
     positions: tuple[int, ...]
 
 
+class OrderColumn(NamedTuple):
+    """One column of an order, as a position among a level's selected columns."""
+
+    position: int
+    descending: bool
+    nullable: bool
+
+
 @dataclass(frozen=True)
 class Route:
     """By which values a changed row finds the instances it may concern.
@@ -91,7 +103,7 @@ class Level:
     links: tuple[Link, ...]
     value_columns: int
     limit: int | None
-    order_positions: tuple[tuple[int, bool], ...]
+    order_positions: tuple[OrderColumn, ...]
     route: Route
     indexed: bool
 
@@ -196,12 +208,13 @@ class _Builder:
                 Link(self.add(child.node, child.kind, index, child.child_columns), positions)
             )
         value_columns = len(columns)
-        order: list[tuple[int, bool]] = []
+        order: list[OrderColumn] = []
         if limit is not None:
             for name, direction in node.order:
                 if name not in columns:
                     columns.append(name)
-                order.append((columns.index(name), direction == "desc"))
+                nullable = _may_be_null(self._schema[node.table].columns[name])
+                order.append(OrderColumn(columns.index(name), direction == "desc", nullable))
         self.levels[index] = Level(
             index=index,
             kind=kind,
@@ -234,6 +247,13 @@ class _Builder:
             set(index[: len(wanted)]) == wanted or (index and index[0] in wanted)
             for index in (*definition.indexes, *definition.keys)
         )
+
+
+def _may_be_null(column: ReplicaColumn) -> bool:
+    """NOT NULL upstream is no promise for numbers: NaN, infinities and infinite dates, which have
+    no JSON form, are stored as NULL. Integers have none of these."""
+    always_finite = column.client_type != "number" or column.upstream_type in _INTEGERS
+    return not (column.not_null and always_finite)
 
 
 def _children(node: Node) -> Iterator[_Child]:

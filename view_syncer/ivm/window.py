@@ -16,8 +16,10 @@ from bisect import bisect_left, insort
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
-from view_syncer.ivm.plan import WINDOW_RESERVE
+from view_syncer.ivm.plan import WINDOW_RESERVE, OrderColumn
 from zerocache.zql.shape import SqlValue
+
+MAX_RESERVE = 640
 
 Entry: TypeAlias = tuple[Any, ...]
 BEFORE_ALL: Entry = ()
@@ -58,26 +60,29 @@ class Descending:
 
 
 def make_entry(
-    rowid: int,
-    columns: Sequence[SqlValue],
-    order: Sequence[tuple[int, bool]],
-    kept: int,
+    rowid: int, columns: Sequence[SqlValue], order: Sequence[OrderColumn], kept: int
 ) -> Entry:
-    """The entry of a row whose selected ``columns`` are ordered by ``order`` (position,
-    descending): NULL before numbers before strings, strings by code point, as SQLite and zql.md
-    §2.4 order them. The first ``kept`` columns follow the rowid."""
+    """The entry of a row whose selected ``columns`` are ordered by ``order``: NULL before numbers
+    before strings, strings by code point, as SQLite and zql.md §2.4 order them. The first ``kept``
+    columns follow the rowid."""
     parts: list[Any] = []
-    for position, descending in order:
+    for position, descending, nullable in order:
         value = columns[position]
-        if value is None:
-            parts += (2 if descending else 0, None)
-        elif isinstance(value, str):
-            parts += (0, Descending(value)) if descending else (2, value)
+        if nullable:
+            # Sorts first ascending, last descending; the value itself is then never compared.
+            parts.append((value is None) == descending)
+        if value is None or not descending:
+            parts.append(value)
         else:
-            parts += (1, -value if descending else value)
+            parts.append(Descending(value) if isinstance(value, str) else -value)
     parts.append(rowid)
     parts += columns[:kept]
     return tuple(parts)
+
+
+def key_length(order: Sequence[OrderColumn]) -> int:
+    """How many parts of an entry come before what is kept of the row: the rowid is the last."""
+    return sum(2 if column.nullable else 1 for column in order) + 1
 
 
 class Window:
@@ -88,17 +93,20 @@ class Window:
     * the visible rows are the first ``limit`` entries.
     """
 
-    __slots__ = ("_key", "bound", "entries", "limit")
+    __slots__ = ("_key", "bound", "entries", "limit", "reserve")
 
-    def __init__(self, limit: int, key_length: int) -> None:
+    def __init__(self, limit: int, key_length: int, reserve: int = 0) -> None:
         self.limit = limit
+        self.reserve = reserve or min(WINDOW_RESERVE, max(1, limit))
         self._key = key_length  # parts of an entry up to and including the rowid
         self.entries: list[Entry] = []
         self.bound: Entry | None = None
 
-    @property
-    def reserve(self) -> int:
-        return min(WINDOW_RESERVE, max(1, self.limit))
+    def successor(self) -> Window:
+        """The window to fetch when this one ran dry: rows leave it faster than they come, so it
+        gets twice the reserve and the next fetch is that much farther away."""
+        reserve = min(2 * self.reserve, max(MAX_RESERVE, self.reserve))
+        return Window(self.limit, self._key, reserve)
 
     @property
     def capacity(self) -> int:

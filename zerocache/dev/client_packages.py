@@ -51,7 +51,7 @@ _DYNAMIC_IMPORT = re.compile(r"""\bimport\(\s*["']([^"'\n]+)["']\s*\)""")
 class ClientPackagesError(ZerocacheError):
     """The demo page cannot be served; everything else can."""
 
-    code = "ZC600"
+    code = "ZC700"
 
 
 @dataclass(frozen=True)

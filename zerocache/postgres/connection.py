@@ -49,8 +49,8 @@ _BY_TEXT = (
     ("no pg_hba.conf entry", AUTHENTICATION),
     ("is not permitted to log in", AUTHENTICATION),
     ("authentication failed", AUTHENTICATION),
-    ("role ", AUTHENTICATION),
     ("must be superuser or replication role", MISSING_PRIVILEGE),
+    ("role ", AUTHENTICATION),
     ("permission denied", MISSING_PRIVILEGE),
     ("database ", UNKNOWN_DATABASE),
     ("too many ", TOO_MANY_CONNECTIONS),
@@ -190,7 +190,10 @@ def _without_password(text: str, url: str) -> str:
 def is_transient(error: BaseException) -> bool:
     """True if the same attempt may succeed later without anybody changing anything."""
     if isinstance(error, ConfigurationError):
-        return error.code in (UNREACHABLE, TOO_MANY_CONNECTIONS)
+        cause = error.__cause__
+        return error.code in (UNREACHABLE, TOO_MANY_CONNECTIONS) or (
+            isinstance(cause, psycopg.Error) and is_transient(cause)
+        )
     if not isinstance(error, psycopg.OperationalError):
         return False
     if error.sqlstate is None:

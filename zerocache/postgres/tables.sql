@@ -33,7 +33,10 @@ columns AS (
                            ELSE a.atttypmod END,
         -- its values come from somewhere else than the default
         'generated', a.attgenerated <> '' OR a.attidentity <> '',
-        'default', CASE WHEN a.attgenerated = '' THEN pg_get_expr(d.adbin, d.adrelid) END
+        'default', CASE WHEN a.attgenerated = '' THEN pg_get_expr(d.adbin, d.adrelid) END,
+        'enum_labels', (SELECT coalesce(jsonb_object_agg(l.oid, l.enumlabel), '{}')
+                        FROM pg_enum l WHERE l.enumtypid = coalesce(e.oid, t.oid)),
+        'written', a.xmin::text
     ) AS column_json
     FROM published p
     JOIN pg_attribute a ON a.attrelid = p.oid AND a.attnum > 0 AND NOT a.attisdropped
@@ -56,6 +59,36 @@ primary_keys AS (
     WHERE i.indisprimary AND k.position <= i.indnkeyatts
       AND i.indrelid IN (SELECT oid FROM published)
     GROUP BY 1
+),
+partitions AS (
+    SELECT p.oid, jsonb_agg(jsonb_build_object(
+        'oid', c.oid::int8,
+        'storage', c.relfilenode::int8,
+        -- Entries of system columns are written once, in the transaction that creates the table.
+        'born_attached', i.xmin = a.xmin
+    ) ORDER BY c.oid) AS partitions
+    FROM published p
+    CROSS JOIN LATERAL pg_partition_tree(p.oid) tree
+    JOIN pg_class c ON c.oid = tree.relid AND c.oid <> p.oid
+    JOIN pg_inherits i ON i.inhrelid = c.oid
+    JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'tableoid' AND a.attnum < 0
+    GROUP BY 1
+),
+-- A row of the catalogue that was deleted and made anew has another oid, an altered one another
+-- xmin; changes made in between were not published.
+states AS (
+    SELECT p.oid, string_agg(
+        format('%%s/%%s/%%s/%%s', u.oid, u.xmin, r.oid, s.oid), ',' ORDER BY u.oid, r.oid, s.oid
+    ) AS state
+    FROM published p
+    CROSS JOIN LATERAL (SELECT p.oid AS relid UNION SELECT relid FROM pg_partition_ancestors(p.oid)) f
+    JOIN pg_class c ON c.oid = f.relid
+    CROSS JOIN pg_publication u
+    LEFT JOIN pg_publication_rel r ON r.prpubid = u.oid AND r.prrelid = c.oid
+    LEFT JOIN pg_publication_namespace s ON s.pnpubid = u.oid AND s.pnnspid = c.relnamespace
+    WHERE u.pubname = ANY (%(publications)s)
+      AND (u.puballtables OR r.oid IS NOT NULL OR s.oid IS NOT NULL)
+    GROUP BY 1
 )
 SELECT jsonb_build_object(
     'schema', p.schemaname,
@@ -66,11 +99,13 @@ SELECT jsonb_build_object(
                 FROM columns c WHERE c.attrelid = p.oid),
     'primary_key', CASE WHEN k.published THEN k.key ELSE '[]' END,
     'publications', p.publications,
-    'partitions', CASE WHEN r.relkind = 'p' THEN (
-        SELECT coalesce(jsonb_agg(f.relid::oid::int8 ORDER BY f.relid::oid), '[]')
-        FROM pg_partition_tree(p.oid) f WHERE f.isleaf) ELSE '[]' END
+    'storage', r.relfilenode::int8,
+    'partitions', coalesce(f.partitions, '[]'),
+    'publication_state', coalesce(s.state, '')
 )::text
 FROM published p
 JOIN pg_class r ON r.oid = p.oid
 LEFT JOIN primary_keys k ON k.indrelid = p.oid
+LEFT JOIN partitions f ON f.oid = p.oid
+LEFT JOIN states s ON s.oid = p.oid
 ORDER BY p.schemaname COLLATE "C", p.tablename COLLATE "C"

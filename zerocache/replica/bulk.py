@@ -93,10 +93,12 @@ class BulkLoader:
         self._connection.executemany(self._inserts[table], rows)
 
     def finish(self, progress: Callable[[str], None] = lambda _: None) -> None:
-        """Build the indexes and put the new replica in place of whatever is there.
+        """:meth:`complete`, then :meth:`replace`."""
+        self.complete(progress)
+        self.replace()
 
-        ``progress`` is told what is being done. Nobody may have the old replica open for writing.
-        """
+    def complete(self, progress: Callable[[str], None] = lambda _: None) -> None:
+        """Build the indexes and make the file durable; ``progress`` is told what is being done."""
         for facts in self._facts:
             for index in facts.indexes:
                 progress(f"creating index {wire_name(index.schema, index.name)}")
@@ -109,6 +111,12 @@ class BulkLoader:
         self._connection.execute("PRAGMA journal_mode = wal")
         self._connection.close()
         sync_file(self._path)
+
+    def replace(self) -> None:
+        """Put the complete replica in place of whatever is there, in a moment.
+
+        Nobody may have the old replica open for writing.
+        """
         # A WAL that belongs to an older file must not be replayed onto the new one.
         _remove(self._target)
         self._path.rename(self._target)

@@ -10,7 +10,7 @@ from math import inf
 
 _MAX_SAFE = 2**53 - 1
 _MAX_INT64 = 2**63 - 1
-_MAX_DIGITS = 20
+_MAX_INT64_LENGTH = len(str(-_MAX_INT64 - 1))
 
 
 def decode_bool(text: str) -> int:
@@ -32,10 +32,11 @@ def decode_float(text: str) -> int | float | None:
 def decode_numeric(text: str) -> int | float | None:
     """numeric: exact if integral and within 64 bits, else the nearest double."""
     whole, _, fraction = text.partition(".")
-    # Python refuses to convert thousands of digits; more than 20 exceed 64 bits anyway.
-    if len(whole) <= _MAX_DIGITS and not fraction.strip("0") and whole.lstrip("-").isdigit():
-        integer = int(whole)
-        return integer if -_MAX_INT64 - 1 <= integer <= _MAX_INT64 else _finite(float(text))
+    if not fraction.strip("0") and whole.lstrip("-").isdigit():
+        # Longer ones cannot fit, and Python refuses to read very long ones.
+        integer = int(whole) if len(whole) <= _MAX_INT64_LENGTH else None
+        if integer is not None and -_MAX_INT64 - 1 <= integer <= _MAX_INT64:
+            return integer
     return _finite(float(text))
 
 

@@ -31,6 +31,8 @@ class PublishedColumn(msgspec.Struct, frozen=True, kw_only=True):
     * ``max_length``: the type modifier, minus 4 for varchar and bpchar; None when there is none.
     * ``default``: the default expression as Postgres prints it.
     * ``generated``: a generated or an identity column.
+    * ``enum_labels``: the labels of the type (or of the element) by their oid.
+    * ``written``: changes whenever the column's entry in the catalogue is written.
     """
 
     name: str
@@ -45,6 +47,8 @@ class PublishedColumn(msgspec.Struct, frozen=True, kw_only=True):
     max_length: int | None = None
     default: str | None = None
     generated: bool = False
+    enum_labels: dict[str, str] = {}
+    written: str = ""
 
 
 class PublishedIndex(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,13 +79,28 @@ class PublishedIndex(msgspec.Struct, frozen=True, kw_only=True):
         return self.unique and self.is_immediate and self.is_valid
 
 
+class PublishedPartition(msgspec.Struct, frozen=True, kw_only=True):
+    """A partition whose rows are published as those of its root.
+
+    ``storage`` names the file its rows are in; ``born_attached``: it was created as a partition,
+    so that all its rows were published from the first.
+    """
+
+    oid: int
+    storage: int
+    born_attached: bool
+
+
 class PublishedTable(msgspec.Struct, frozen=True, kw_only=True):
     """One published table.
 
     ``columns`` are the published ones in ``position`` order; ``primary_key`` is in index order
     and empty if there is none or not all of it is published. ``publications`` maps each
-    publication the table is in to its row filter (SQL) or None. ``partitions``: the leaves whose
-    rows are published as this table's, by oid.
+    publication the table is in to its row filter (SQL) or None.
+
+    The rest tells what the shape does not: ``storage`` names the file the rows are in (0 for a
+    partitioned table), and ``publication_state`` changes whenever one of the publications, or the
+    table's place in it, is made anew or altered. It is empty in replicas of older versions.
     """
 
     schema: str
@@ -91,7 +110,9 @@ class PublishedTable(msgspec.Struct, frozen=True, kw_only=True):
     columns: tuple[PublishedColumn, ...] = ()
     primary_key: tuple[str, ...] = ()
     publications: dict[str, str | None] = {}
-    partitions: tuple[int, ...] = ()
+    storage: int = 0
+    partitions: tuple[PublishedPartition, ...] = ()
+    publication_state: str = ""
 
     @property
     def wire_name(self) -> str:

@@ -63,6 +63,9 @@ def open_replica(path: str | Path) -> apsw.Connection:
     connection.set_busy_timeout(_BUSY_TIMEOUT_MS)
     # The last reader to leave must not spend its shutdown on copying the WAL.
     connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+    # Else SQLite takes a quoted name it does not know for a string: a dropped column would be
+    # sent as its own name instead of failing.
+    connection.config(apsw.SQLITE_DBCONFIG_DQS_DML, 0)
     for pragma in _READ_PRAGMAS:
         connection.execute(pragma)
     return connection

@@ -186,6 +186,9 @@ def _addition(oid: int, column: PublishedColumn, event: SchemaEvent) -> AddColum
 def _is_stale(
     before: PublishedColumn, now: PublishedColumn, rewritten: bool, any_value: bool
 ) -> bool:
+    labels = before.enum_labels
+    if any(labels.get(oid, label) != label for oid, label in now.enum_labels.items()):
+        return True
     old, new = _type(before), _type(now)
     if old == new:
         return False
@@ -223,9 +226,18 @@ def _rows_differ(old: TableFacts, new: TableFacts, event: SchemaEvent) -> bool:
     """Whether rows came or went without being streamed."""
     if old.table.row_filter != new.table.row_filter:
         return True
-    before, now = set(old.table.partitions), set(new.table.partitions)
-    # A partition that was just created is empty.
-    return bool(before - now) or (before != now and event.event.tag not in _CREATING)
+    if event.event.tag == "UNKNOWN" and old.table.publication_state not in (
+        "",
+        new.table.publication_state,
+    ):
+        # Nobody saw what was published meanwhile.
+        return True
+    known = {partition.oid for partition in old.table.partitions}
+    present = {partition.oid for partition in new.table.partitions}
+    # A partition that was created as one has had all its rows published.
+    return not known <= present or any(
+        part.oid not in known and not part.born_attached for part in new.table.partitions
+    )
 
 
 @dataclass(frozen=True, slots=True)

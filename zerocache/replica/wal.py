@@ -12,23 +12,28 @@ checkpoint copies it and the database before the WAL is reused. The file's direc
 once, when the file is opened.
 
 The WAL can be started anew only when it is wholly copied *and* no reader depends on its frames.
-Workers always hold a snapshot, so growth is bounded in two steps: passive checkpoints copy what
-they can (blocking nobody), and when the file has grown far beyond the limit the readers are asked
-to re-open their snapshots on the copied database (notifier.py).
+Workers always hold a snapshot and commits never pause, so growth is bounded in two steps: a passive
+checkpoint in a thread of its own copies nearly everything and does the slow syncs, blocking
+nobody; when the file has grown far beyond the limit, the writer copies the few frames that came
+meanwhile and asks the readers to re-open their snapshots on the copied database (notifier.py).
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import apsw
 import structlog
 
 _FRAME_HEADER_BYTES = 24
-_GROWTH_BEFORE_TRUNCATE = 4
-_TRUNCATE_ROUNDS = 5
+_GROWTH_BEFORE_RESTART = 4
+# Limits by which the WAL may grow before the writer waits for the checkpoint under way.
+_GROWTH_BEFORE_WAITING = 2
+_CHECKPOINT_BUSY_MS = 0
+_RESTART_ROUNDS = 5
 
 log = structlog.get_logger(__name__)
 
@@ -37,7 +42,8 @@ class WalFile:
     """The WAL of one writer connection.
 
     ``limit_bytes`` is the growth after which a passive checkpoint runs; four times that starts
-    the attempts to truncate. Not thread-safe, except for :meth:`sync`.
+    the attempts to start the file anew. It is reused, not truncated: giving its pages back takes
+    longer than a commit may wait. Belongs to the writer's thread, except for :meth:`sync`.
     """
 
     def __init__(self, connection: apsw.Connection, path: Path, *, limit_bytes: int) -> None:
@@ -48,9 +54,20 @@ class WalFile:
         self._frames = 0
         # Frames at which the next checkpoint is due; moves up while readers prevent a reset.
         self._due = self._limit
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        # Used by that thread only, from here on.
+        self._copier = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
+        self._copier.wal_autocheckpoint(0)
+        self._copier.set_busy_timeout(_CHECKPOINT_BUSY_MS)
+        self._copier.pragma("synchronous", "normal")
+        # The checkpoint under way; None without one.
+        self._copying: Future[bool] | None = None
+        # Frames at which the writer waits for it.
+        self._waited_for = 0
         # Replaces SQLite's own autocheckpoint, which runs inside COMMIT.
         connection.set_wal_hook(self._committed)
-        connection.pragma("journal_size_limit", _GROWTH_BEFORE_TRUNCATE * limit_bytes)
+        # Only a huge transaction makes the file larger than what is reused all the time.
+        connection.pragma("journal_size_limit", 2 * _GROWTH_BEFORE_RESTART * limit_bytes)
         wal = path.with_name(path.name + "-wal")
         # Any write creates the file; it exists from here on, as this connection stays open.
         self._descriptor = os.open(wal, os.O_RDONLY)
@@ -64,26 +81,38 @@ class WalFile:
         """Run a checkpoint if one is due. Call between transactions, after readers were told.
 
         ``move_readers`` asks the readers to re-open their snapshots; ``wait_ms`` bounds how long
-        one round of a truncation waits for them. Nothing is written meanwhile, so it is short.
+        one round of a restart waits for them. Nothing is written meanwhile, so it is short.
         """
-        if self._frames < self._due:
-            return
-        self._checkpoint(apsw.SQLITE_CHECKPOINT_PASSIVE)
-        self._due = self._frames + self._limit
-        if self._frames < _GROWTH_BEFORE_TRUNCATE * self._limit:
+        if self._copying is not None:
+            if not self._copying.done() and self._frames < self._waited_for:
+                return
+            self._copying.result()
+            self._copying = None
+            # What the checkpoint left is little, so the writer can copy it between two commits.
+            if self._frames >= _GROWTH_BEFORE_RESTART * self._limit:
+                self._restart(move_readers, wait_ms)
+        elif self._frames >= self._due:
+            self._due = self._frames + self._limit
+            self._waited_for = self._frames + _GROWTH_BEFORE_WAITING * self._limit
+            self._copying = self._thread.submit(
+                _checkpoint, self._copier, apsw.SQLITE_CHECKPOINT_PASSIVE
+            )
+
+    def _restart(self, move_readers: Callable[[], None] | None, wait_ms: int) -> None:
+        if self._try_restart(0):
             return
         # A reader that re-opened before the last frame was copied still depends on the file, so
         # it takes two rounds at least: one to copy the rest, one to move the readers off it.
-        for _ in range(_TRUNCATE_ROUNDS if move_readers is not None else 1):
+        for _ in range(_RESTART_ROUNDS if move_readers is not None else 1):
             if move_readers is not None:
                 move_readers()
-            if self._truncate(wait_ms):
-                self._frames = 0
-                self._due = self._limit
+            if self._try_restart(wait_ms):
                 return
-        log.info("wal_truncate_postponed", frames=self._frames, limit=self._limit)
+        log.info("wal_restart_postponed", frames=self._frames, limit=self._limit)
 
     def close(self) -> None:
+        self._thread.shutdown()
+        self._copier.close()
         self._connection.set_wal_hook(None)
         os.close(self._descriptor)
 
@@ -93,21 +122,26 @@ class WalFile:
         self._frames = frames
         return apsw.SQLITE_OK
 
-    def _checkpoint(self, mode: int) -> bool:
-        try:
-            self._connection.wal_checkpoint(mode=mode)
-        except apsw.BusyError:
-            # A reader is in the way, or a backup tool holds the checkpoint lock: next time.
-            return False
-        return True
-
-    def _truncate(self, wait_ms: int) -> bool:
+    def _try_restart(self, wait_ms: int) -> bool:
         previous = self._connection.pragma("busy_timeout")
         self._connection.set_busy_timeout(wait_ms)
         try:
-            return self._checkpoint(apsw.SQLITE_CHECKPOINT_TRUNCATE)
+            done = _checkpoint(self._connection, apsw.SQLITE_CHECKPOINT_RESTART)
         finally:
             self._connection.set_busy_timeout(previous)
+        if done:
+            self._frames = 0
+            self._due = self._limit
+        return done
+
+
+def _checkpoint(connection: apsw.Connection, mode: int) -> bool:
+    try:
+        connection.wal_checkpoint(mode=mode)
+    except apsw.BusyError:
+        # A reader is in the way, or a backup tool holds the checkpoint lock: next time.
+        return False
+    return True
 
 
 def sync_file(path: Path) -> None:

@@ -292,9 +292,7 @@ class ReplicaWriter:
             change(self._connection)
         except BaseException:
             self._connection.set_progress_handler(None)
-            # An interrupted CREATE INDEX rolls back by itself.
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
+            self.rollback()
             raise
         self._connection.set_progress_handler(None)
         self._connection.execute("COMMIT")

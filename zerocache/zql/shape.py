@@ -372,7 +372,9 @@ class _Lifter:
     ) -> Filter:
         negated = op.startswith("NOT ")
         is_json = column_kind == "json"
-        if not isinstance(pattern, str) or (column_kind != "string" and not is_json):
+        fits = isinstance(pattern, str) and (column_kind == "string" or is_json)
+        if not isinstance(pattern, str) or not fits or "\x00" in pattern:
+            # No text of Postgres has a NUL, and SQLite would end the pattern there.
             return Term(name, "NOT NULL", column_kind, is_json) if negated else FALSE
         folded = op.endswith("ILIKE")
         glob = glob_pattern(pattern.lower() if folded else pattern)

@@ -26,6 +26,7 @@ from zerocache.zql.shape import (
 
 ROWID = "_rowid_"
 LOWER_FUNCTION = "zc_lower"
+_JSON_WHITESPACE = " \t\n\r"
 
 _Comparison = Callable[[exp.Expression, exp.Expression], exp.Expression]
 
@@ -153,11 +154,14 @@ def _null_test(raw: exp.Expression, term: Term) -> exp.Expression:
     test = _is_null(raw, negated)
     if not term.is_json:
         return test
-    # A stored JSON null counts as null (zql.md §2.2).
+    # A stored JSON null counts as null (zql.md §2.2), with the blanks that ``json`` preserves.
+    bare = exp.Anonymous(
+        this="trim", expressions=[raw.copy(), exp.Literal.string(_JSON_WHITESPACE)]
+    )
     stored_null = exp.Literal.string("null")
     if negated:
-        return _and([test, _binary(exp.NEQ, raw.copy(), stored_null)])
-    return _or([test, _binary(exp.EQ, raw.copy(), stored_null)])
+        return _and([test, _binary(exp.NEQ, bare, stored_null)])
+    return _or([test, _binary(exp.EQ, bare, stored_null)])
 
 
 def _negation(positive: exp.Expression, raw: exp.Expression, term: Term) -> exp.Expression:
@@ -175,7 +179,10 @@ def _json_scalar(raw: exp.Expression, term: Term) -> exp.Expression:
     value = exp.Anonymous(this="json_extract", expressions=[raw.copy(), exp.Literal.string("$")])
     names = {"string": ["text"], "number": ["integer", "real"]}.get(term.kind, ["true", "false"])
     fits = exp.In(this=kind, expressions=[exp.Literal.string(n) for n in names])
-    return exp.Case(ifs=[exp.If(this=fits, true=value)])
+    scalar = exp.Case(ifs=[exp.If(this=fits, true=value)])
+    # Postgres nests deeper than SQLite parses; such a value is no scalar in any case.
+    valid = exp.Anonymous(this="json_valid", expressions=[raw.copy()])
+    return exp.Case(ifs=[exp.If(this=valid, true=scalar)])
 
 
 def _glob(

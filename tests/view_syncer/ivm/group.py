@@ -12,6 +12,7 @@ import msgspec
 
 from view_syncer.ivm.encode import ClientTables
 from view_syncer.ivm.engine import Advance, Engine, Subscription
+from view_syncer.ivm.hydration import Hydration
 from view_syncer.ivm.pipeline import Pipeline
 from zerocache.zql.ast import Query
 
@@ -30,10 +31,15 @@ class Group:
         # Operations of the last step, for tests that look at the patches themselves.
         self.last: list[dict[str, Any]] = []
 
-    def add(self, name: str, query: Query) -> Subscription:
+    def add(self, name: str, query: Query, prepared: Hydration | None = None) -> Subscription:
+        """Start a query, with what a hydration beside the engine ``prepared`` if there is one."""
+        if prepared is not None:
+            self.engine.adopt(prepared)
         subscription = self.engine.subscribe(query, self.client)
         self.queries[name] = subscription
-        self._apply([], self.engine.rows(subscription))
+        rows = subscription.pipeline.rows()
+        ready = [] if prepared is None else [prepared.encoded]
+        self._apply([], self.engine.encode_rows(self.client, rows, ready))
         return subscription
 
     def remove(self, name: str) -> None:

@@ -157,8 +157,8 @@ def _sort_key(value: Any) -> tuple[Any, ...]:
 
 def _same(left: Any, right: Any) -> bool:
     for kind in (bool, str, (int, float)):
-        if isinstance(left, kind) or isinstance(right, kind):  # type: ignore[arg-type]
-            return isinstance(left, kind) and isinstance(right, kind) and bool(left == right)  # type: ignore[arg-type]
+        if isinstance(left, kind) or isinstance(right, kind):
+            return isinstance(left, kind) and isinstance(right, kind) and bool(left == right)
     return False
 
 

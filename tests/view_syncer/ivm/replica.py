@@ -1,4 +1,4 @@
-"""A replica for engine tests: any tables, rows as clients see them, changes through the real writer.
+"""A replica for engine tests: any tables, rows as clients see them, the real writer.
 
 Owns the model of what upstream holds (:attr:`Replica.rows`) and keeps the replica file equal to
 it. A change upstream would have refused (a taken key, a missing row) is left out of both, so any
@@ -152,9 +152,7 @@ class Model:
         for columns in facts.unique:
             mine = [row[c] for c in columns]
             if None not in mine and any(
-                [r[c] for c in columns] == mine
-                for k, r in self.rows[name].items()
-                if k != replaced
+                [r[c] for c in columns] == mine for k, r in self.rows[name].items() if k != replaced
             ):
                 return False
         return True
@@ -205,7 +203,11 @@ class Replica(Model):
         known = change.op == "put" and facts.key_of(change.row or {}) in self.rows[change.table]
         if not self.accept(change):
             return
-        key = None if change.key is None else dict(zip(facts.key, map(stored, change.key), strict=True))
+        key = (
+            None
+            if change.key is None
+            else dict(zip(facts.key, map(stored, change.key), strict=True))
+        )
         if change.op == "truncate":
             self.writer.truncate([change.table])
         elif change.op == "delete":

@@ -9,8 +9,10 @@ import apsw
 import pytest
 
 from tests.replica.tables import build_replica, column, index, table
+from view_syncer.analysis import tables_of_replica
 from view_syncer.ivm.advice import Examination, examine, explain, wish_of
 from view_syncer.ivm.encode import register_functions
+from view_syncer.ivm.engine import Engine
 from view_syncer.ivm.plan import make_plan
 from zerocache.replica.auto_index import IndexWish
 from zerocache.replica.published import PublishedSchema
@@ -201,6 +203,32 @@ def test_the_index_that_was_advised_ends_the_advice(tmp_path: Path, replica: Pat
     assert windows
     assert "row_number" not in windows[0].statement.sql.lower()
     db.close()
+
+
+def test_a_new_plan_of_a_running_engine_knows_an_index_that_came_later(
+    tmp_path: Path, replica: Path
+) -> None:
+    copy = tmp_path / "copy.db"
+    copy.write_bytes(replica.read_bytes())
+
+    def page(limit: int) -> ast.Query:
+        return ast.Query(table="issue", related=[comments(limit=limit)])
+
+    engine = Engine(copy)
+    client = tables_of_replica(engine.schema)
+    before = engine.subscribe(page(1), client).pipeline
+    assert engine.take_new_plans() == [before]
+    wish = IndexWish("comment", ("issue",), (("id", False),))
+    writer = ReplicaWriter(copy)
+    writer.create_auto_index(wish, lambda: False)
+    assert engine.advance() is None  # no version, but a new snapshot
+    after = engine.subscribe(page(2), client).pipeline
+    assert [p.plan.levels[1].indexed for p in (before, after)] == [False, True]
+    assert wish.name in [i.name for i in engine.examine(after).used(engine.db)]
+    assert engine.take_new_plans() == [after]
+    assert set(engine.pipeline_of_each_plan()) == {before, after}
+    writer.close()
+    engine.close()
 
 
 def test_advice_is_the_same_every_time(db: apsw.Connection) -> None:

@@ -12,7 +12,18 @@ from typing import Any
 
 import pytest
 
-from tests.view_syncer.ivm.cases import TABLES, Case, all_of, c, changes, ex, label, q, rel, seed_rows
+from tests.view_syncer.ivm.cases import (
+    TABLES,
+    Case,
+    all_of,
+    c,
+    changes,
+    ex,
+    label,
+    q,
+    rel,
+    seed_rows,
+)
 from tests.view_syncer.ivm.corpus import CASES
 from tests.view_syncer.ivm.group import Group
 from tests.view_syncer.ivm.naive import Identity, Naive

@@ -59,7 +59,11 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "float8": st.sampled_from([0.0, 1.0, 1.5, -2.0]),
     "bool": st.booleans(),
 }
-INDEXED = {"item": [("node",)], "link": [("r",)], "node": [("x", "id")]}
+INDEXED: dict[str, list[tuple[str, ...]]] = {
+    "item": [("node",)],
+    "link": [("r",)],
+    "node": [("x", "id")],
+}
 
 
 def published() -> PublishedSchema:
@@ -194,7 +198,8 @@ def _key_values(name: str, row: Row) -> Row:
 
 # -- queries -----------------------------------------------------------------------------------
 
-_ORDERED = ["=", "!=", "<", ">", "<=", ">=", "IS", "IS NOT"]
+_DIRECTIONS: list[ast.Direction] = ["asc", "desc"]
+_ORDERED: list[ast.SimpleOperator] = ["=", "!=", "<", ">", "<=", ">=", "IS", "IS NOT"]
 
 
 @st.composite
@@ -253,7 +258,7 @@ def queries(draw: st.DrawFn, name: str | None = None, depth: int = 2) -> ast.Que
     order = draw(
         st.none()
         | st.lists(
-            st.tuples(st.sampled_from(sorted(columns)), st.sampled_from(["asc", "desc"])),
+            st.tuples(st.sampled_from(sorted(columns)), st.sampled_from(_DIRECTIONS)),
             max_size=2,
             unique_by=lambda part: part[0],
         )

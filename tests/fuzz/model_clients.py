@@ -1,0 +1,234 @@
+"""The clients of the model checker: they come, go, stall and lie in wait for a broken promise.
+
+Owns one :class:`Tab` per client: what its application wants, its local store, and the task that
+keeps it connected while it is online. A tab does what the stock client does (sync-protocol.md
+§4): it sends differences only, and comes back by itself after a plain close. Whatever the stock
+client could not recover from by itself is a :class:`Broken`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.protocol_client import ConnectionLost, DesiredQuery, ServerError, SyncClient
+from benchmarks.sync_messages import Poke
+from benchmarks.sync_state import ProtocolViolation, SyncState
+
+_RETRY_S = 0.1
+_CONNECT_TIMEOUT_S = 60.0
+# Everything else makes the stock client drop its data or stop.
+_RETRIED_KINDS = frozenset({"Rehome", "Rebalance"})
+
+
+class Broken(Exception):
+    """The server did what it promised not to do."""
+
+
+@dataclass
+class Seen:
+    """What a client showed after a poke."""
+
+    tab: Tab
+    cookie: str
+    beat: int
+    rows: dict[Any, Any]
+    got: frozenset[str]
+    last_mutation_ids: dict[str, int]
+    results: set[tuple[str, int]]
+
+
+@dataclass
+class Group:
+    """``queries`` by hash; ``doubtful``: hashes some client that vanished may still desire."""
+
+    id: str
+    variant: int
+    queries: dict[str, DesiredQuery]
+    tabs: list[Tab] = field(default_factory=list)
+    saved: SyncState | None = None
+    doubtful: set[str] = field(default_factory=set)
+    made: int = 0
+
+
+class ModelClient(SyncClient):
+    """One connection of a tab; its first message may also delete."""
+
+    deletes: tuple[str, ...] = ()
+    active: tuple[str, ...] | None = None
+
+    def _init_body(self) -> dict[str, Any]:
+        body = super()._init_body()
+        body["desiredQueriesPatch"] += [{"op": "del", "hash": h} for h in self.deletes]
+        if self.active is not None:
+            body["activeClients"] = list(self.active)
+        return body
+
+    def pause(self, paused: bool) -> None:
+        """Stop or go on reading."""
+        if self._transport is None or self._transport.is_closing():
+            return
+        if paused and self._transport.is_reading():
+            self._transport.pause_reading()
+        elif not paused and not self._transport.is_reading():
+            self._transport.resume_reading()
+
+
+class Tab:
+    """One client of a group; see the module docstring."""
+
+    def __init__(
+        self,
+        url: str,
+        group: Group,
+        state: SyncState,
+        version: int,
+        on_seen: Callable[[Seen], None],
+        on_broken: Callable[[Tab, Exception], None],
+    ) -> None:
+        group.made += 1
+        self.id = f"{group.id}c{group.made}"
+        self.group = group
+        self.state = state
+        self.wanted: set[str] = set()
+        self.ever_wanted: set[str] = set()
+        self.pokes = 0
+        # Since the last look: a lost connection may have swallowed changes of queries.
+        self.was_interrupted = True
+        self.client: ModelClient | None = None
+        # The connection that has said all that was wanted when it was made.
+        self._live: ModelClient | None = None
+        self._url = url
+        self._version = version
+        self._on_seen = on_seen
+        self._on_broken = on_broken
+        self._send_active = False
+        self._keeper: asyncio.Task[None] | None = None
+
+    # -- what happens to it ----------------------------------------------------------------------
+
+    @property
+    def online(self) -> bool:
+        return self._keeper is not None
+
+    def go_online(self, *, tell_active: bool = False) -> None:
+        self._send_active |= tell_active
+        if self._keeper is None:
+            self._keeper = asyncio.create_task(self._keep())
+
+    async def go_offline(self) -> None:
+        keeper, self._keeper = self._keeper, None
+        self.was_interrupted = True
+        if self.client is not None:
+            self.client.close()
+        if keeper is not None:
+            keeper.cancel()
+            await asyncio.wait([keeper])
+
+    def want(self, put: Iterable[str] = (), delete: Iterable[str] = ()) -> None:
+        put, delete = set(put) - self.wanted, set(delete) & self.wanted
+        self.wanted = (self.wanted | put) - delete
+        self.ever_wanted |= put
+        self.send_changes(put, delete)
+
+    def send_changes(self, put: set[str], delete: set[str]) -> None:
+        client = self._live
+        if client is None or client.failure is not None or not (put or delete):
+            return
+        client.change_queries([self.group.queries[h] for h in sorted(put)], sorted(delete))
+
+    def reassert(self) -> None:
+        """What the next connection would send: changes swallowed by a lost one."""
+        desired = self.state.desired.get(self.id, set())
+        self.send_changes(self.wanted - desired, desired - self.wanted)
+
+    def send_delete_clients(self, ids: list[str]) -> bool:
+        client = self._live
+        if client is None or client.failure is not None:
+            return False
+        client.send("deleteClients", {"clientIDs": ids})
+        return True
+
+    def stall(self, seconds: float) -> None:
+        client = self.client
+        if client is not None:
+            client.pause(True)
+            asyncio.get_running_loop().call_later(seconds, client.pause, False)
+
+    def resume(self) -> None:
+        if self.client is not None:
+            self.client.pause(False)
+
+    def copy_of_state(self) -> SyncState:
+        return copy.deepcopy(self.state)
+
+    # -- inside ----------------------------------------------------------------------------------
+
+    async def _keep(self) -> None:
+        while True:
+            try:
+                await self._connection()
+            except (ConnectionLost, OSError, TimeoutError) as error:
+                # After a kill; that it comes back at all is checked when everything is quiet.
+                lost: Exception = error
+            except ServerError as error:
+                lost = error
+                if error.kind not in _RETRIED_KINDS:
+                    self._on_broken(self, error)
+                    return
+            except ProtocolViolation as error:
+                self._on_broken(self, error)
+                return
+            self.was_interrupted = True
+            await asyncio.sleep(0 if isinstance(lost, ServerError) else _RETRY_S)
+
+    async def _connection(self) -> None:
+        desired = self.state.desired.get(self.id, set())
+        client = ModelClient(
+            self._url,
+            self.state.schema,
+            [self.group.queries[h] for h in sorted(self.wanted - desired)],
+            client_id=self.id,
+            client_group_id=self.group.id,
+            version=self._version,
+            state=self.state,
+            on_poke=self._poked,
+        )
+        client.deletes = tuple(sorted(desired - self.wanted))
+        if self._send_active:
+            client.active = tuple(tab.id for tab in self.group.tabs)
+        sent = set(self.wanted)
+        self.client = client
+        try:
+            await client.connect(_CONNECT_TIMEOUT_S)
+            self._send_active = False
+            self._live = client
+            # The application changed its mind while the handshake was under way.
+            self.send_changes(self.wanted - sent, sent - self.wanted)
+            raise await client.wait_closed(3600)
+        finally:
+            self._live = None
+            client.close()
+
+    def _poked(self, poke: Poke) -> None:
+        self.pokes += 1
+        beat = self.state.rows.get(("beat", (1,)))
+        if beat is not None:
+            self._on_seen(self.seen(beat["n"]))
+        elif self.state.rows and not self.state.got:
+            raise ProtocolViolation(f"{len(self.state.rows)} rows, but no query is got")
+
+    def seen(self, beat: int) -> Seen:
+        state = self.state
+        return Seen(
+            self,
+            state.cookie or "",
+            beat,
+            dict(state.rows),
+            frozenset(state.got),
+            dict(state.last_mutation_ids),
+            set(state.mutation_results),
+        )

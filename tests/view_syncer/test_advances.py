@@ -1,0 +1,79 @@
+"""The order of advances, and what a lost engine makes void."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from view_syncer.advances import AdvanceQueue, GroupAdvance, Superseded
+from view_syncer.fan_out import GroupUpdate
+from zerocache.protocol.versions import Watermark
+
+
+def advance(version: str) -> GroupAdvance:
+    return GroupAdvance(Watermark(version), GroupUpdate(()), None)
+
+
+def recorded() -> tuple[AdvanceQueue, list[str]]:
+    applied: list[str] = []
+    return AdvanceQueue(lambda a: applied.append(a.version)), applied
+
+
+def test_advances_wait_for_the_last_hold() -> None:
+    queue, applied = recorded()
+    queue.put(advance("01"))
+    with queue.held():
+        with queue.held():
+            queue.put(advance("02"))
+        queue.put(advance("03"))
+        assert applied == ["01"]
+        queue.drain(Watermark("02"))
+        assert applied == ["01", "02"]
+    assert applied == ["01", "02", "03"]
+
+
+def test_hold_that_fails_applies_nothing_and_loses_nothing() -> None:
+    queue, applied = recorded()
+
+    def fail() -> None:
+        with queue.held():
+            queue.put(advance("01"))
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert applied == []
+    queue.put(advance("02"))
+    assert applied == ["01", "02"]
+
+
+def test_void_forgets_what_waits_and_hears_nothing_until_it_listens_again() -> None:
+    queue, applied = recorded()
+    with queue.held():
+        queue.put(advance("01"))
+        queue.void()
+        queue.put(advance("02"))
+    queue.put(advance("03"))
+    queue.deaf = False
+    queue.put(advance("04"))
+    assert applied == ["04"]
+
+
+async def test_answer_of_an_epoch_that_ended_is_refused() -> None:
+    queue, _ = recorded()
+    answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    waiting = asyncio.create_task(queue.of_engine(answer, queue.epoch))
+    await asyncio.sleep(0)
+    answer.set_result(1)
+    queue.void()
+    with pytest.raises(Superseded):
+        await waiting
+
+
+async def test_answer_of_the_present_epoch_is_given() -> None:
+    queue, _ = recorded()
+    queue.void()
+    answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    answer.set_result(7)
+    assert await queue.of_engine(answer, queue.epoch) == 7

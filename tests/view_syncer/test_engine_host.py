@@ -1,0 +1,227 @@
+"""The engine beside the event loop: order of results, sharing, resets."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator
+
+import apsw
+import pytest
+
+from tests.view_syncer.server import Replica, delete_task, edit_task, put_task, until
+from view_syncer.engine_host import EngineHost
+from view_syncer.fan_out import WorkerAdvance
+from view_syncer.ivm.encode import ClientTables, SyncedTable
+from zerocache.errors import QueryError, UnsafeIntegerError
+from zerocache.replica.writer import ReplicaWriter
+from zerocache.zql.ast import Query, parse_query
+
+TABLES = ClientTables("t", {"task": SyncedTable("task", ("id", "title", "n"), ("id",))})
+ALL = Query(table="task")
+
+
+class Listener:
+    def __init__(self) -> None:
+        self.advances: list[WorkerAdvance] = []
+        self.fatal: list[BaseException] = []
+        self._arrived = asyncio.Event()
+
+    def on_advance(self, advance: WorkerAdvance) -> None:
+        self.advances.append(advance)
+        self._arrived.set()
+
+    async def next(self) -> WorkerAdvance:
+        async with asyncio.timeout(10):
+            while not self.advances:
+                self._arrived.clear()
+                await self._arrived.wait()
+        return self.advances.pop(0)
+
+
+@pytest.fixture
+async def listener() -> Listener:
+    return Listener()
+
+
+@pytest.fixture
+async def host(replica: Replica, listener: Listener) -> AsyncIterator[EngineHost]:
+    host = EngineHost(replica.path, listener.on_advance, listener.fatal.append)
+    host.start()
+    yield host
+    await host.close()
+    assert listener.fatal == []
+
+
+def titled(title: str) -> Query:
+    where = (
+        '{"type":"simple","op":"=","left":{"type":"column","name":"title"},'
+        f'"right":{{"type":"literal","value":"{title}"}}}}'
+    )
+    return parse_query(f'{{"table":"task","where":{where}}}'.encode())
+
+
+async def test_added_query_brings_its_rows_and_then_its_changes(
+    host: EngineHost, listener: Listener, replica: Replica
+) -> None:
+    result = await host.reconcile("g", TABLES, {"q": ALL}, ())
+    assert result.version == replica.version
+    assert (result.added, result.failed, result.dels) == ({"q"}, {}, [])
+    assert len(result.puts) == 3
+    version = replica.write(edit_task("a", title="A2"), delete_task("b"))
+    host.notify()
+    advance = await listener.next()
+    assert advance.version == version
+    (update,) = advance.updates.values()
+    assert len(update.dels) == 1
+    assert [len(run) for run in update.puts] == [1]
+
+
+async def test_second_query_brings_only_rows_the_first_did_not(host: EngineHost) -> None:
+    await host.reconcile("g", TABLES, {"one": titled("A")}, ())
+    result = await host.reconcile("g", TABLES, {"all": ALL}, ())
+    assert len(result.puts) == 2
+    result = await host.reconcile("g", TABLES, {}, ["all"])
+    assert len(result.dels) == 2
+
+
+async def test_replaced_query_is_sent_as_a_difference(host: EngineHost) -> None:
+    await host.reconcile("g", TABLES, {"q": ALL}, ())
+    result = await host.reconcile("g", TABLES, {"q": titled("A")}, ())
+    assert (len(result.puts), len(result.dels)) == (0, 2)
+
+
+async def test_row_another_query_keeps_is_not_deleted(
+    host: EngineHost, listener: Listener, replica: Replica
+) -> None:
+    await host.reconcile("g", TABLES, {"all": ALL, "one": titled("A")}, ())
+    replica.write(edit_task("a", title="other"))
+    host.notify()
+    (update,) = (await listener.next()).updates.values()
+    assert update.dels == []
+
+
+async def test_groups_that_get_the_same_share_it(
+    host: EngineHost, listener: Listener, replica: Replica
+) -> None:
+    for group in ("one", "two"):
+        await host.reconcile(group, TABLES, {"q": ALL}, ())
+    await host.reconcile("three", TABLES, {"q": titled("A")}, ())
+    replica.write(edit_task("b", title="B2"))
+    host.notify()
+    updates = (await listener.next()).updates
+    assert set(updates) == {"one", "two"}
+    assert updates["one"].share == updates["two"].share
+
+
+async def test_query_that_cannot_run_fails_alone(host: EngineHost) -> None:
+    result = await host.reconcile("g", TABLES, {"good": ALL, "bad": Query(table="nope")}, ())
+    assert result.added == {"good"}
+    assert isinstance(result.failed["bad"], QueryError)
+    assert len(result.puts) == 3
+
+
+async def test_rows_without_a_json_form_fail_their_query_alone(
+    host: EngineHost, replica: Replica, listener: Listener
+) -> None:
+    replica.write(put_task("big", title="big", n=2**53))
+    host.notify()
+    await listener.next()
+    result = await host.reconcile("g", TABLES, {"all": ALL, "one": titled("A")}, ())
+    assert result.added == {"one"}
+    assert isinstance(result.failed["all"], UnsafeIntegerError)
+    assert len(result.puts) == 1
+
+
+async def test_advance_that_cannot_be_encoded_names_the_query(
+    host: EngineHost, replica: Replica, listener: Listener
+) -> None:
+    await host.reconcile("g", TABLES, {"all": ALL, "one": titled("A")}, ())
+    replica.write(put_task("big", n=2**53))
+    host.notify()
+    (update,) = (await listener.next()).updates.values()
+    assert update.failed.keys() == {"all"}
+
+
+async def test_full_view_is_everything_once(host: EngineHost, replica: Replica) -> None:
+    await host.reconcile("g", TABLES, {"all": ALL, "one": titled("A")}, ())
+    view = await host.full_view("g", TABLES)
+    assert view.version == replica.version
+    assert len(view.puts) == len(set(view.puts)) == 3
+    assert (await host.full_view("unknown", TABLES)).puts == []
+
+
+async def test_dropped_group_hears_nothing_more(
+    host: EngineHost, listener: Listener, replica: Replica
+) -> None:
+    await host.reconcile("g", TABLES, {"q": ALL}, ())
+    await host.drop("g")
+    await host.drop("g")
+    assert await host.read(lambda e: e.pipeline_count) == 0
+    replica.write(edit_task("a", title="A2"))
+    host.notify()
+    assert (await listener.next()).updates == {}
+
+
+async def test_requests_that_pile_up_are_one_advance(
+    host: EngineHost, listener: Listener, replica: Replica
+) -> None:
+    await host.reconcile("g", TABLES, {"q": ALL}, ())
+    for number in range(20):
+        version = replica.write(edit_task("a", title=str(number)))
+        host.notify()
+    last = await listener.next()
+    while last.version != version:
+        last = await listener.next()
+    host.notify()
+    assert await host.read(lambda e: e.version) == version
+    assert listener.advances == []
+
+
+async def test_replaced_file_is_opened_and_everything_starts_over(
+    host: EngineHost, listener: Listener, replica: Replica
+) -> None:
+    await host.reconcile("g", TABLES, {"q": ALL}, ())
+    copy = replica.path.with_name("copy.db")
+    replica.writer.close()
+    shutil.copy(replica.path, copy)
+    for suffix in ("-wal", "-shm"):
+        replica.path.with_name(replica.path.name + suffix).unlink(missing_ok=True)
+    copy.rename(replica.path)
+    replica.writer = ReplicaWriter(replica.path)
+    host.notify()
+    advance = await listener.next()
+    assert advance.reset
+    assert (await host.full_view("g", TABLES)).puts == []
+    result = await host.reconcile("g", TABLES, {"q": ALL}, ())
+    assert len(result.puts) == 3
+
+
+async def test_failing_job_fails_its_caller_and_the_thread_lives(host: EngineHost) -> None:
+    with pytest.raises(ZeroDivisionError):
+        await host.read(lambda _: 1 / 0)
+    assert (await host.state())[1] == "01"
+
+
+async def test_engine_that_breaks_is_reported(replica: Replica) -> None:
+    listener = Listener()
+    host = EngineHost(replica.path, listener.on_advance, listener.fatal.append)
+    host.start()
+    moved = replica.path.rename(replica.path.with_name("moved.db"))
+    host.notify()
+    await until(lambda: bool(listener.fatal))
+    moved.rename(replica.path)
+    await host.close()
+
+
+async def test_query_whose_schema_changes_while_it_hydrates_is_served_from_the_old_snapshot(
+    host: EngineHost, replica: Replica
+) -> None:
+    db = apsw.Connection(str(replica.path))
+    db.execute("ALTER TABLE task RENAME COLUMN title TO name")
+    db.close()
+    async with host.prepared(TABLES, {"q": ALL}) as prepared:
+        assert prepared.hydrations == []
+        result = await host.reconcile(object(), TABLES, {"q": ALL}, (), prepared=prepared)
+    assert result.added == {"q"}
+    assert result.failed == {}

@@ -1,0 +1,198 @@
+"""A worker's groups: made, kept, shared, dissolved; its end; what one failure may touch."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from typing import Any
+
+import pytest
+
+from benchmarks.protocol_client import ConnectionLost
+from tests.view_syncer.server import (
+    ALL_TAGS,
+    ALL_TASKS,
+    Replica,
+    Server,
+    edit_task,
+    put_task,
+    server_config,
+    until,
+)
+from tests.view_syncer.test_client_group import Gate, failure, refused
+from view_syncer import worker as module
+from view_syncer.cvr.store import ConcurrentModification, StoreUnavailable
+
+
+async def test_groups_with_the_same_query_share_one_pipeline(server: Server) -> None:
+    await server.connected(ALL_TASKS, group="one")
+    before = await server.worker._engine.read(lambda e: e.pipeline_count)
+    await server.connected(ALL_TASKS, group="two")
+    after = await server.worker._engine.read(lambda e: e.pipeline_count)
+    assert after - before == 2  # only the two internal queries, which name the group
+
+
+async def test_group_is_dissolved_after_its_last_client_left(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await server.connected(ALL_TASKS, group="other")
+    base = await server.worker._engine.read(lambda e: e.pipeline_count)
+    monkeypatch.setattr(module, "LINGER_S", 0.01)
+    client = await server.connected(ALL_TAGS)
+    group = server.group()
+    client.close()
+    await until(lambda: server.group() is None)
+    await until(lambda: group.closed)
+    assert await server.worker._engine.read(lambda e: e.pipeline_count) == base
+    assert server.worker._lingering == {}
+
+
+async def test_refused_connections_leave_no_group_behind(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LINGER_S", 0.01)
+    for number in range(3):
+        await refused(server.client(group=f"g{number}", init={"clientSchema": None}))
+    await until(lambda: not server.worker._groups)
+    assert server.worker._pushes == {}
+
+
+async def test_client_that_comes_back_in_time_finds_its_group(server: Server) -> None:
+    first = await server.connected(ALL_TASKS)
+    group = server.group()
+    first.close()
+    await until(lambda: not group.clients)
+    server.replica.write(edit_task("a", title="A2"))
+    again = server.client(client_id=first.client_id, state=first.state)
+    await again.connect()
+    await again.wait_for(lambda: again.titles.get("a") == "A2")
+    assert server.group() is group
+    assert server.worker._lingering == {}
+    assert len(again.pokes[-1].parts[0].rows or ()) == 1  # from the recent pokes, not everything
+
+
+async def test_client_that_comes_while_its_group_is_dissolved_is_served(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LINGER_S", 0.0)
+    first = await server.connected(ALL_TASKS)
+    old = server.group()
+    gate = Gate(monkeypatch, server.worker._engine, "drop")
+    first.close()
+    await gate.reached.wait()
+    again = server.client(client_id=first.client_id, state=first.state)
+    await again.connect()
+    await again.wait_for(lambda: again.session.poke_count > 0)
+    gate.open()
+    assert server.group() is not old
+    version = server.replica.write(edit_task("a", title="A2"))
+    await again.wait_cookie(version)
+    assert again.titles["a"] == "A2"
+    await until(lambda: old.closed)
+
+
+async def test_stale_group_is_dissolved_although_another_took_its_place(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = await server.connected(ALL_TASKS)
+    old = server.group()
+
+    async def save(*_: Any) -> None:
+        raise ConcurrentModification("elsewhere")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(server.worker._store, "save", save)
+        client.change_queries(put=[ALL_TAGS])
+        assert (await failure(client)).kind == "Rehome"
+    again = await server.connected(client_id=client.client_id, state=client.state)
+    assert server.group() is not old
+    await until(lambda: old.closed)
+    version = server.replica.write(edit_task("a", title="A2"))
+    await again.wait_cookie(version)
+
+
+async def test_failing_store_does_not_end_the_worker(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LINGER_S", 0.0)
+    client = await server.connected(ALL_TASKS)
+
+    async def touch(*_: Any) -> None:
+        raise StoreUnavailable("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(server.worker._store, "touch", touch)
+        client.close()
+        await until(lambda: server.group() is None)
+    assert server.fatal == []
+
+
+async def test_group_that_fails_in_an_advance_takes_no_other_along(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    victim = await server.connected(ALL_TASKS, group="one")
+    other = await server.connected(ALL_TASKS, group="two")
+
+    def on_advance(*_: Any) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(server.group("one"), "on_advance", on_advance)
+    version = server.replica.write(put_task("d", title="D"))
+    assert (await failure(victim)).kind == "ServerOverloaded"
+    await other.wait_cookie(version)
+    again = await server.connected(group="one", client_id=victim.client_id, state=victim.state)
+    assert again.titles == other.titles
+
+
+async def test_replica_that_changes_its_schema_is_followed(server: Server) -> None:
+    clients = [await server.connected(ALL_TASKS, group=g) for g in ("one", "two")]
+    change = 'UPDATE "_zero.replicationConfig" SET replicaVersion = ?'
+    server.replica.writer._connection.execute(change, ("02",))
+    newest = server.replica.write(edit_task("a", title="A2"))
+    for client in clients:
+        await client.wait_cookie(newest)
+        assert client.titles == {"a": "A2", "b": "B", "c": "C"}
+
+
+async def test_stopping_closes_every_socket_plainly(
+    database: str, app_id: str, replica: Replica
+) -> None:
+    server = Server(replica, server_config(database, app_id, replica.path))
+    await server.start()
+    clients = [await server.connected(ALL_TASKS, group=g) for g in ("one", "two")]
+    await server.worker.stop()
+    for client in clients:
+        ended = await client.wait_closed()
+        assert isinstance(ended, ConnectionLost)
+        assert ended.code == 1000
+        assert not any(m.type == "error" for m in client.messages)
+    server._accepting.cancel()
+    server._socket.close()
+    assert server.fatal == []
+
+
+async def test_new_connection_of_a_stopping_worker_is_sent_elsewhere(server: Server) -> None:
+    server.worker._draining = True
+    error = await refused(server.client(ALL_TASKS))
+    assert error.kind == "Rehome"
+    server.worker._draining = False
+
+
+async def test_connections_that_vanish_at_any_point_leave_nothing(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LINGER_S", 0.0)
+    linger = struct.pack("ii", 1, 0)
+    request = b"GET /sync/v51/connect?clientID=c&clientGroupID=g&ts=1&lmid=0 HTTP/1.1\r\n"
+    for data in (b"", b"GET", request, request + b"Host: h\r\n\r\n"):
+        with socket.create_connection(("127.0.0.1", server.port)) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            sock.sendall(data)
+    for _ in range(5):
+        client = server.client(ALL_TASKS)
+        await client.connect()
+        assert client._transport is not None
+        client._transport.abort()
+    await until(lambda: not server.worker._connections and not server.worker._groups)
+    assert server.worker._live == set()
+    assert server.fatal == []

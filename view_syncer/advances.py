@@ -1,0 +1,87 @@
+"""Advances of one client group between the engine and its pokes.
+
+Owns their order: while a task *holds* the queue they wait, and are applied when the last hold
+ends. Also owns the *epoch*: when the engine's knowledge of the group is lost, everything that
+waits is void, and so is every answer that was asked for before.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+from view_syncer.fan_out import GroupUpdate
+from view_syncer.poke import PokeBody
+from zerocache.protocol.versions import Watermark
+
+T = TypeVar("T")
+
+
+class Superseded(Exception):
+    """The engine lost what the running task was building on; a rebuild follows."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupAdvance:
+    """``shared`` is the ready-made body if the update consists of rows only."""
+
+    version: Watermark
+    update: GroupUpdate
+    shared: PokeBody | None
+
+
+class AdvanceQueue:
+    """``apply`` is called with each advance in order; it may :meth:`void` the queue, and must
+    make itself harmless once the group has ended."""
+
+    def __init__(self, apply: Callable[[GroupAdvance], None]) -> None:
+        self._apply = apply
+        self._waiting: deque[GroupAdvance] = deque()
+        self._holds = 0
+        self.epoch = 0
+        # Set while the engine may still report on queries the group no longer counts on.
+        self.deaf = False
+
+    def put(self, advance: GroupAdvance) -> None:
+        if self.deaf:
+            return
+        self._waiting.append(advance)
+        if not self._holds:
+            self.drain(None)
+
+    def drain(self, until: Watermark | None) -> None:
+        """Apply what waits, at most up to ``until``."""
+        while self._waiting and (until is None or self._waiting[0].version <= until):
+            self._apply(self._waiting.popleft())
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep advances back until the last hold ends. One that ends by a failure applies none:
+        what they build on may never have been poked."""
+        self._holds += 1
+        try:
+            yield
+        except BaseException:
+            self._holds -= 1
+            raise
+        self._holds -= 1
+        if not self._holds:
+            self.drain(None)
+
+    def void(self) -> None:
+        self.epoch += 1
+        self.deaf = True
+        self._waiting.clear()
+
+    async def of_engine(self, answer: Awaitable[T], epoch: int) -> T:
+        """``answer``, unless the ``epoch`` of what it builds on is over by then."""
+        result = await answer
+        self.check(epoch)
+        return result
+
+    def check(self, epoch: int) -> None:
+        if epoch != self.epoch:
+            raise Superseded

@@ -1,0 +1,58 @@
+"""One group's record in the hands of the object that serves the group.
+
+Owns what the store has of the record, and the group's TTL clock. Invariant: a save finds in the
+store what this object last left there, or fails; after a failed save the keeper is of no use any
+more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+
+from view_syncer.cvr.record import ConfigChange, GroupRecord
+from view_syncer.cvr.store import RecordStore, StoreUnavailable
+from view_syncer.ttl_clock import TtlClock
+from zerocache.protocol.versions import NEVER, ViewVersion
+
+log = structlog.get_logger(__name__)
+
+
+class RecordKeeper:
+    """See the module docstring. Until :meth:`load` has returned the record is empty."""
+
+    def __init__(self, group_id: str, store: RecordStore) -> None:
+        self._store = store
+        self.record = GroupRecord(group_id)
+        self.clock = TtlClock(asyncio.get_running_loop().time)
+        # The version the store has; a save must find it there.
+        self._stored = NEVER
+
+    async def load(self) -> GroupRecord:
+        self.record = record = await self._store.load(self.record.group_id)
+        self._stored = record.version
+        self.clock.load(record.ttl_clock_ms)
+        return record
+
+    async def save(self, change: ConfigChange, version: ViewVersion) -> None:
+        """``ConcurrentModification`` if another server wrote the record since."""
+        record = self.record
+        record.version = version
+        record.ttl_clock_ms = self.clock.now_ms()
+        await self._store.save(record, change, self._stored)
+        self._stored = version
+        self.clock.saved_ms = record.ttl_clock_ms
+
+    async def touch(self) -> None:
+        """Write down how far the TTL clock is. A failure costs queries nothing but a longer
+        life, so it is only logged."""
+        now_ms = self.clock.now_ms()
+        if not self.record.exists or now_ms == self.clock.saved_ms:
+            return
+        try:
+            await self._store.touch(self.record.group_id, now_ms)
+        except StoreUnavailable as error:
+            log.warning("touch_failed", clientGroupID=self.record.group_id, reason=str(error))
+        else:
+            self.clock.saved_ms = now_ms

@@ -1,0 +1,285 @@
+"""Which client groups read which pipelines, and what each of them gets.
+
+Owns the map from pipelines to client groups, in both directions, and turns what the engine did
+into one update per group. Runs on the engine's thread and touches nothing but the engine: no
+sockets, no event loop. Invariant: a pipeline is in the map exactly as long as a group subscribes
+to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from view_syncer.ivm.encode import ClientTables, RowPatch
+from view_syncer.ivm.engine import Advance, Engine, Subscription
+from view_syncer.ivm.hydration import EncodedRows, Hydration
+from view_syncer.ivm.pipeline import Pipeline
+from zerocache.errors import QueryError
+from zerocache.protocol.versions import Watermark
+from zerocache.zql.ast import Query
+
+QueryKey = str
+
+
+@dataclass(slots=True)
+class GroupUpdate:
+    """One client group's share of an advance.
+
+    ``share`` is equal for groups whose patch is made of exactly the same encoded pieces, so its
+    frames need to be built only once. ``internal`` holds the patches of internal queries.
+    ``failed`` names queries whose rows cannot be sent.
+    """
+
+    share: tuple[int, ...]
+    dels: list[str] = field(default_factory=list)
+    puts: list[list[str]] = field(default_factory=list)
+    internal: dict[QueryKey, RowPatch] = field(default_factory=dict)
+    failed: dict[QueryKey, QueryError] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class WorkerAdvance:
+    """An advance as the groups of this worker see it."""
+
+    version: Watermark
+    updates: dict[Group, GroupUpdate]
+    reset: bool = False
+
+
+@dataclass(slots=True)
+class Reconciled:
+    """Outcome of changing a group's set of queries, at ``version``.
+
+    ``added`` queries run now; ``failed`` ones do not. ``puts`` and ``dels`` are the row
+    differences against what the group's queries yielded before.
+    """
+
+    version: Watermark
+    added: set[QueryKey]
+    failed: dict[QueryKey, QueryError]
+    puts: list[str]
+    dels: list[str]
+    internal: dict[QueryKey, list[str]]
+
+
+@dataclass(slots=True)
+class FullView:
+    """Everything a group's queries yield at ``version``."""
+
+    version: Watermark
+    puts: list[str]
+    internal: dict[QueryKey, list[str]]
+
+
+@dataclass(slots=True)
+class Prepared:
+    """Queries hydrated ahead of a reconciliation, and those that cannot be served."""
+
+    hydrations: list[Hydration] = field(default_factory=list)
+    failed: dict[QueryKey, QueryError] = field(default_factory=dict)
+
+
+class Group(Protocol):
+    """What the host needs of a client group: identity only."""
+
+    def __hash__(self) -> int: ...
+
+
+class _GroupQueries:
+    """A group's running queries, owned by the engine thread."""
+
+    def __init__(self) -> None:
+        self.client: dict[QueryKey, Subscription] = {}
+        self.internal: dict[QueryKey, Subscription] = {}
+
+    def held(self) -> dict[str, set[int]]:
+        return _union(s.pipeline for s in self.client.values())
+
+
+class FanOut:
+    """The groups of one worker. :meth:`void` after the engine was reset or replaced."""
+
+    def __init__(self) -> None:
+        self._groups: dict[Group, _GroupQueries] = {}
+        self._readers: dict[Pipeline, dict[Group, set[QueryKey]]] = {}
+
+    def void(self) -> None:
+        self._groups.clear()
+        self._readers.clear()
+
+    def updates(self, advance: Advance) -> dict[Group, GroupUpdate]:
+        updates: dict[Group, GroupUpdate] = {}
+        for pipeline, patches in advance.patches.items():
+            for group, keys in self._readers.get(pipeline, {}).items():
+                queries = self._groups[group]
+                for key in keys:
+                    internal = queries.internal.get(key)
+                    subscription = internal or queries.client[key]
+                    patch = patches.get(subscription.client)
+                    update = updates.get(group)
+                    if update is None:
+                        update = updates[group] = GroupUpdate(())
+                    if patch is None:
+                        update.failed[key] = advance.failed[pipeline, subscription.client]
+                    elif internal is not None:
+                        update.internal[key] = patch
+                    else:
+                        self._add_patch(update, patch, pipeline, queries, advance)
+                        break  # equal queries under several hashes share one pipeline and patch
+        return updates
+
+    def _add_patch(
+        self,
+        update: GroupUpdate,
+        patch: RowPatch,
+        pipeline: Pipeline,
+        queries: _GroupQueries,
+        advance: Advance,
+    ) -> None:
+        share: tuple[int, ...] = (id(patch),)
+        if patch.dels:
+            others = {s.pipeline for s in queries.client.values() if s.pipeline is not pipeline}
+            kept = [
+                text
+                for table, rowid, text in patch.dels
+                if not any(_stays(p, table, rowid, advance) for p in others)
+            ]
+            if len(kept) != len(patch.dels):
+                share = (id(patch), id(update))
+            update.dels.extend(kept)
+        update.share += share
+        if patch.puts:
+            update.puts.append(patch.puts)
+
+    def reconcile(
+        self,
+        engine: Engine,
+        group: Group,
+        client: ClientTables,
+        add: Mapping[QueryKey, Query],
+        remove: set[QueryKey],
+        internal: Mapping[QueryKey, tuple[Query, ClientTables]],
+        prepared: Prepared,
+    ) -> Reconciled:
+        queries = self._groups.setdefault(group, _GroupQueries())
+        before = queries.held()
+        retired = [
+            (key, queries.client.pop(key)) for key in [*remove, *add] if key in queries.client
+        ]
+        failed: dict[QueryKey, QueryError] = dict(prepared.failed)
+        for key, query in add.items():
+            if key in failed:
+                continue
+            try:
+                queries.client[key] = self._join(engine, group, key, query, client)
+            except QueryError as error:
+                failed[key] = error
+        result = Reconciled(engine.version, set(add) - failed.keys(), failed, [], [], {})
+        for key, (query, tables) in internal.items():
+            queries.internal[key] = self._join(engine, group, key, query, tables)
+            result.internal[key] = engine.rows(queries.internal[key])
+        for hydration in prepared.hydrations:
+            engine.drop_unused(hydration.pipeline)
+        after = queries.held()
+        ready = [hydration.encoded for hydration in prepared.hydrations]
+        result.puts = self._encode_new(engine, group, client, before, after, result, ready)
+        gone = {t: rows - after.get(t, set()) for t, rows in before.items()}
+        result.dels = [text for _, _, text in engine.deletions(client, gone)]
+        for key, subscription in retired:
+            self._leave(engine, group, key, subscription)
+        return result
+
+    def _encode_new(
+        self,
+        engine: Engine,
+        group: Group,
+        client: ClientTables,
+        before: Mapping[str, set[int]],
+        after: Mapping[str, set[int]],
+        result: Reconciled,
+        ready: list[EncodedRows],
+    ) -> list[str]:
+        """Rows only the new queries brought. If some cannot be sent, find out whose they are."""
+        fresh = {t: rows - before.get(t, set()) for t, rows in after.items()}
+        try:
+            return engine.encode_rows(client, fresh, ready)
+        except QueryError:
+            puts: list[str] = []
+            queries = self._groups[group]
+            for key in sorted(result.added):
+                subscription = queries.client[key]
+                try:
+                    puts.extend(engine.rows(subscription))
+                except QueryError as error:
+                    del queries.client[key]
+                    self._leave(engine, group, key, subscription)
+                    result.failed[key] = error
+            result.added -= result.failed.keys()
+            return puts
+
+    def full_view(self, engine: Engine, group: Group) -> FullView:
+        queries = self._groups.setdefault(group, _GroupQueries())
+        view = FullView(engine.version, [], {})
+        for client in {s.client for s in queries.client.values()}:
+            view.puts.extend(engine.encode_rows(client, queries.held()))
+        for key, subscription in queries.internal.items():
+            view.internal[key] = engine.rows(subscription)
+        return view
+
+    def drop(self, engine: Engine, group: Group) -> None:
+        queries = self._groups.pop(group, None)
+        if queries is None:
+            return
+        for key, subscription in [*queries.client.items(), *queries.internal.items()]:
+            self._leave(engine, group, key, subscription)
+
+    def row_counts(self, group: Group) -> dict[QueryKey, int]:
+        queries = self._groups.get(group)
+        running = {} if queries is None else queries.client
+        return {key: s.pipeline.row_count() for key, s in running.items()}
+
+    def _join(
+        self, engine: Engine, group: Group, key: QueryKey, query: Query, client: ClientTables
+    ) -> Subscription:
+        subscription = engine.subscribe(query, client)
+        readers = self._readers.setdefault(subscription.pipeline, {})
+        readers.setdefault(group, set()).add(key)
+        return subscription
+
+    def _leave(
+        self, engine: Engine, group: Group, key: QueryKey, subscription: Subscription
+    ) -> None:
+        pipeline = subscription.pipeline
+        readers = self._readers[pipeline]
+        queries = self._groups.get(group)
+        # A replaced query may have joined the same pipeline again under the same key.
+        current = queries.client.get(key) if queries else None
+        if current is None or current.pipeline is not pipeline:
+            readers[group].discard(key)
+            if not readers[group]:
+                del readers[group]
+            if not readers:
+                del self._readers[pipeline]
+        engine.unsubscribe(subscription)
+
+
+def _stays(pipeline: Pipeline, table: str, rowid: int, advance: Advance) -> bool:
+    """Whether another query kept the row through the whole advance. A row it only just entered
+    does not count: its put follows the deletion, and its rowid may have belonged to another row."""
+    if not pipeline.holds(table, rowid):
+        return False
+    delta = advance.deltas.get(pipeline, {}).get(table)
+    return delta is None or rowid not in delta.entered
+
+
+def _union(pipelines: Iterable[Pipeline]) -> dict[str, set[int]]:
+    held: dict[str, set[int]] = {}
+    for pipeline in set(pipelines):
+        for table, rows in pipeline.rows().items():
+            if table in held:
+                held[table] |= rows
+            else:
+                held[table] = rows
+    return held

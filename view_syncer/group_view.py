@@ -1,0 +1,247 @@
+"""What a client group's queries yield, and the pokes that tell its clients.
+
+Owns which queries the engine runs for the group, and every change of the group's version. Its
+coroutines are steps of the group's tasks: one at a time. Advances come in between and are applied
+as :mod:`view_syncer.advances` allows.
+
+Invariants (sync-protocol.md §5.1): what a cookie promises is durable before the poke that carries
+it; when it is not known what clients hold, they are told to wipe it and are sent all of the view,
+never a part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from view_syncer.advances import AdvanceQueue, GroupAdvance, Superseded
+from view_syncer.audience import Audience, Client
+from view_syncer.bodies import add_rows, config_body, full_body, got_body, wiping
+from view_syncer.context import ConnectionContext
+from view_syncer.cvr.keeper import RecordKeeper
+from view_syncer.cvr.record import ConfigChange, GroupRecord, QueryHash
+from view_syncer.engine_host import EngineHost
+from view_syncer.fan_out import Group, Prepared
+from view_syncer.ivm.encode import ClientTables
+from view_syncer.poke import PokeBody
+from view_syncer.queries import QuerySource, Wanted
+from view_syncer.query_failures import report_failed, report_rejected
+from zerocache.errors import QueryError
+from zerocache.protocol.versions import ViewVersion, Watermark
+from zerocache.zql.ast import Query
+
+
+class GroupView:
+    """See the module docstring.
+
+    * ``owner`` stands for the group in the engine;
+    * ``on_lost`` is called when an advance cannot be used: a rebuild must follow;
+    * ``QueryError`` out of anything here means that no client of the group can be served.
+    """
+
+    def __init__(
+        self,
+        owner: Group,
+        keeper: RecordKeeper,
+        audience: Audience,
+        engine: EngineHost,
+        queries: QuerySource,
+        on_lost: Callable[[], None],
+    ) -> None:
+        self._owner = owner
+        self._keeper = keeper
+        self._audience = audience
+        self._engine = engine
+        self._queries = queries
+        self._on_lost = on_lost
+        self._advances = AdvanceQueue(self._apply_advance)
+        self.tables: ClientTables | None = None
+        # The key of the AST of each query the engine runs for the group.
+        self._running: dict[QueryHash, bytes] = {}
+        self._internal_running = False
+        # True until the running queries' rows at the present version are known to be what
+        # clients hold.
+        self.cold = True
+        # True until the first hydration ever: nobody can hold anything yet.
+        self._new = False
+
+    @property
+    def running(self) -> Mapping[QueryHash, bytes]:
+        return self._running
+
+    @property
+    def _record(self) -> GroupRecord:
+        return self._keeper.record
+
+    # -- advances --------------------------------------------------------------------------------
+
+    def start(self, tables: ClientTables | None, *, new: bool) -> None:
+        """The record is loaded; ``new`` if nobody ever held anything of this group."""
+        self.tables, self._new = tables, new
+
+    def on_advance(self, advance: GroupAdvance) -> None:
+        self._advances.put(advance)
+
+    def invalidate(self) -> None:
+        """What the engine knew of this group is lost, or cannot be used."""
+        self._advances.void()
+        self.cold = True
+        self._running.clear()
+        self._internal_running = False
+
+    def _apply_advance(self, advance: GroupAdvance) -> None:
+        update, body = advance.update, advance.shared
+        if update.failed:
+            # The rest of the update is of no use either: a poke must be complete.
+            self.invalidate()
+            self._report_failed(update.failed)
+            self._on_lost()
+            return
+        if body is None:
+            body = PokeBody(ViewVersion(advance.version))
+            self._queries.add_internal(self._record.group_id, update, body)
+            if update.dels:
+                body.rows.append(update.dels)
+            body.rows.extend(update.puts)
+            if not body.size():
+                return
+        self._audience.emit(body)
+
+    def _report_failed(self, failed: Mapping[QueryHash, QueryError]) -> None:
+        if not report_failed(self._audience, self._record, failed):
+            raise QueryError("an internal query of the client group cannot be served")
+
+    # -- steps of tasks --------------------------------------------------------------------------
+
+    async def commit(self, change: ConfigChange) -> None:
+        """Write a configuration change, then poke its desired patches (§4.2.6)."""
+        if not change and self._record.exists:
+            return
+        with self._advances.held():
+            body = None
+            present = self._audience.version
+            if change.bump or not self._record.exists:
+                body = config_body(ViewVersion(present.state, present.config + 1), change)
+            await self._keeper.save(change, present if body is None else body.version)
+            if body is not None:
+                self._audience.emit(body)
+
+    async def reconcile(
+        self, context: ConnectionContext | None, *, fresh: bool = False, ask: bool = True
+    ) -> None:
+        """Bring the running queries in line with the desired ones and poke the difference.
+        ``fresh`` asks the application again for every named query, ``ask=False`` for none."""
+        # Of before the first answer: a loss at any later point voids all of them.
+        epoch = self._advances.epoch
+        if self._advances.deaf:
+            await self._advances.of_engine(self._engine.drop(self._owner), epoch)
+            self._advances.deaf = False
+        live = self._record.live_queries(self._keeper.clock.now_ms())
+        known = {h: q for h, q in self._record.queries.items() if h in live}
+        resolution = self._queries.resolve(
+            known, context, self._running, fresh=fresh, ask=ask or self.cold
+        )
+        wanted = await self._advances.of_engine(resolution, epoch)
+        report_rejected(self._audience, self._record, wanted.rejected)
+        await self._apply(wanted, [h for h in self._record.queries if h not in live], epoch)
+
+    async def catch_up(self) -> None:
+        """Bring every connected client to the group's version (§5.5)."""
+        if self._advances.deaf:
+            raise Superseded  # there is no view to catch up to before the rebuild
+        epoch = self._advances.epoch
+        behind = self._audience.catch_up()
+        if behind:
+            with self._advances.held():
+                await self._send_full(behind, epoch)
+
+    async def _apply(self, wanted: Wanted, expired: list[QueryHash], epoch: int) -> None:
+        add = {h: q for h, (key, q) in wanted.queries.items() if self._running.get(h) != key}
+        remove = [h for h in self._running if h not in wanted.queries]
+        if not (add or remove or expired or self.cold):
+            return
+        assert self.tables is not None
+        # Hydrating may take long, so it comes before the hold: pokes of running queries go on.
+        async with self._engine.prepared(self.tables, add) as prepared:
+            self._advances.check(epoch)
+            with self._advances.held():
+                await self._switch(wanted, add, remove, expired, prepared, epoch)
+
+    async def _switch(
+        self,
+        wanted: Wanted,
+        add: Mapping[QueryHash, Query],
+        remove: list[QueryHash],
+        expired: list[QueryHash],
+        prepared: Prepared,
+        epoch: int,
+    ) -> None:
+        assert self.tables is not None
+        internal = {} if self._internal_running else self._queries.internal(self._record.group_id)
+        result = await self._advances.of_engine(
+            self._engine.reconcile(self._owner, self.tables, add, remove, internal, prepared),
+            epoch,
+        )
+        self._advances.drain(result.version)
+        self._advances.check(epoch)
+        self._internal_running = True
+        for query in remove:
+            del self._running[query]
+        for query in add:
+            self._running.pop(query, None)
+        for query in result.added:
+            self._running[query] = wanted.queries[query][0]
+        change = ConfigChange()
+        # Also those that did not run yet, when this object is new and the record is not.
+        stopped = [h for h, q in self._record.queries.items() if q.got and h not in self._running]
+        version = self._next_version(result.version)
+        body = got_body(version, self._record, result.added, stopped, change)
+        add_rows(body, result, self._queries, self._record.group_id)
+        for query in expired:
+            self._record.drop_query(query, change)
+        if change:
+            self._record.prune(self._keeper.clock.now_ms(), change)
+        await self._save_result(change, body)
+        if result.failed:
+            self._report_failed(result.failed)
+
+    def _next_version(self, state: Watermark) -> ViewVersion:
+        """The version of a poke at the replica's ``state``. An object that did not see how the
+        group got to its present version must not reuse a data version: before it was made, that
+        cookie may have been issued for other contents."""
+        present = self._audience.version
+        if state > present.state:
+            return ViewVersion(state, 1 if self._has_gap else 0)
+        return ViewVersion(present.state, present.config + 1)
+
+    @property
+    def _has_gap(self) -> bool:
+        """Clients may hold rows of which it is not known whether they are still in."""
+        return self.cold and not self._new
+
+    async def _save_result(self, change: ConfigChange, body: PokeBody) -> None:
+        """Durable first, then the poke. A group that was cold has no deletions to offer: whoever
+        holds rows is brought up to date by a full view instead."""
+        gap = self._has_gap
+        self.cold = self._new = False
+        if not body.size() and not gap:
+            if change:
+                await self._keeper.save(change, self._audience.version)
+            return
+        await self._keeper.save(change, body.version)
+        if gap:
+            self._audience.restart(body.version)
+        else:
+            self._audience.emit(body)
+
+    async def _send_full(self, clients: list[Client], epoch: int) -> None:
+        assert self.tables is not None
+        view = await self._advances.of_engine(
+            self._engine.full_view(self._owner, self.tables), epoch
+        )
+        self._advances.drain(view.version)
+        self._advances.check(epoch)
+        body = full_body(self._audience.version, self._record, view, self._queries)
+        wipe = wiping(body)
+        for client in clients:
+            if client.admitted and self._audience.has(client):
+                self._audience.send(client, body if client.base is None else wipe)
