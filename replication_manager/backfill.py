@@ -189,6 +189,10 @@ class Backfiller:
         """Whether chunks may arrive at any moment."""
         return self._pass is not None
 
+    @property
+    def active_or_due(self) -> bool:
+        return self._pass is not None or bool(self._writer.pending)
+
     def close(self) -> None:
         self._end_pass()
 

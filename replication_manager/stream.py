@@ -184,7 +184,10 @@ class ChangeStream:
 
     def _backfill(self) -> bool:
         """A chunk of a backfill, if there is one; True if something was committed."""
-        if self._applier.in_transaction or not self._backfiller.step():
+        if self._applier.in_transaction or not self._backfiller.active_or_due:
+            return False
+        self._commit_group()  # chunks are transactions of their own
+        if not self._backfiller.step():
             return False
         state = self._writer.state
         self._publish(state.version)

@@ -286,7 +286,7 @@ def test_backfill_beside_writes_and_kills(
         writer.join()
     settle(replicator)
     assert compare(replicator) > 5000, f"seed {seed}"
-    assert replicator.rows(GENERATION) == generation
+    assert replicator.rows(GENERATION) == generation, replicator.log()
 
 
 def test_kill_in_the_middle_of_a_ddl_transaction(replicator: Replicator, run_sql: RunSql) -> None:
@@ -304,4 +304,4 @@ def test_kill_in_the_middle_of_a_ddl_transaction(replicator: Replicator, run_sql
         replicator.start()
     settle(replicator)
     assert compare(replicator) > 90_000
-    assert replicator.rows(GENERATION) == generation
+    assert replicator.rows(GENERATION) == generation, replicator.log()
