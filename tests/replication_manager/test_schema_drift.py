@@ -91,7 +91,7 @@ def test_uniqueness_given_up_displaces_no_row(replicator: Replicator, run_sql: R
     assert compare(replicator) >= 3
 
 
-def test_publication_made_anew_brings_its_rows(replicator: Replicator, run_sql: RunSql) -> None:
+def test_publication_made_anew_is_copied(replicator: Replicator, run_sql: RunSql) -> None:
     """What happened between DROP and CREATE is not in the stream, whoever looks when."""
     run_sql("CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION parts FOR TABLE t")
     config = replicator.config
