@@ -25,6 +25,7 @@ from zerocache.replica.layout import (
     create_table,
     facts_of,
 )
+from zerocache.replica.planner_statistics import assume_growth
 from zerocache.replica.published import PublishedIndex, PublishedSchema, wire_name
 from zerocache.replica.sql import literal, placeholders, quote, quote_all
 from zerocache.replica.types import SQLiteValue
@@ -109,6 +110,7 @@ class BulkLoader:
         progress("collecting statistics")
         self._connection.execute("COMMIT")
         self._connection.execute("ANALYZE")
+        assume_growth(self._connection)
         # Stored in the file: whoever opens it next works in WAL mode.
         self._connection.execute("PRAGMA locking_mode = normal")
         self._connection.execute("PRAGMA journal_mode = wal")
@@ -144,8 +146,8 @@ class BulkLoader:
         columns = quote_all(index.column_names)
         present = " AND ".join(f"{quote(name)} IS NOT NULL" for name in index.column_names)
         self._connection.execute(
-            f"DELETE FROM {table} WHERE {present} AND rowid NOT IN "  # noqa: S608 - quoted
-            f"(SELECT max(rowid) FROM {table} WHERE {present} GROUP BY {columns})"
+            f"DELETE FROM {table} WHERE {present} AND _rowid_ NOT IN "  # noqa: S608 - quoted
+            f"(SELECT max(_rowid_) FROM {table} WHERE {present} GROUP BY {columns})"
         )
         log.warning(
             "indistinguishable_rows_dropped",

@@ -60,7 +60,9 @@ class RelationWriter:
         self._key_condition = self._condition(key)
         self._unique = [index.column_names for index in facts.indexes if index.enforced]
         self._insert_sql = self._insert_statement()
-        self._delete_sql = f"DELETE FROM {self._quoted} WHERE {self._key_condition} RETURNING rowid"  # noqa: S608
+        self._delete_sql = (
+            f"DELETE FROM {self._quoted} WHERE {self._key_condition} RETURNING _rowid_"  # noqa: S608
+        )
         # UPDATE statements by the positions they set.
         self._updates: dict[tuple[int, ...], str] = {}
         # Positions set when every value is present and the key stays: the usual update.
@@ -113,7 +115,7 @@ class RelationWriter:
         """Remove the rows that an update of the row ``found`` identifies would collide with."""
         key = [found[at] for at in self._key]
         current = self._cursor.execute(
-            f"SELECT rowid, {quote_all(self.columns)} FROM {self._quoted} "  # noqa: S608 - quoted
+            f"SELECT _rowid_, {quote_all(self.columns)} FROM {self._quoted} "  # noqa: S608 - quoted
             f"WHERE {self._key_condition}",
             key,
         ).fetchone()
@@ -136,13 +138,13 @@ class RelationWriter:
                 continue
             statement = (
                 f"DELETE FROM {self._quoted} "  # noqa: S608 - quoted
-                f"WHERE {equals_all(key)} AND rowid IS NOT ? RETURNING rowid"
+                f"WHERE {equals_all(key)} AND _rowid_ IS NOT ? RETURNING _rowid_"
             )
             for rowid in self._rowids(statement, [*values, spared]):
                 self._log.record(self.table, rowid, "d")
 
     def _rowids(self, statement: str, bindings: Sequence[Any]) -> list[int]:
-        """Run a statement that ends with ``RETURNING rowid``."""
+        """Run a statement that ends with ``RETURNING _rowid_``."""
         return [rowid for (rowid,) in self._cursor.execute(statement, bindings)]
 
     def _condition(self, key: Iterable[str]) -> str:
@@ -150,7 +152,7 @@ class RelationWriter:
         if not self._keyless:
             return condition
         return (
-            f"rowid = (SELECT rowid FROM {self._quoted} "  # noqa: S608 - quoted
+            f"_rowid_ = (SELECT _rowid_ FROM {self._quoted} "  # noqa: S608 - quoted
             f"WHERE {condition} LIMIT 1)"
         )
 
@@ -167,7 +169,7 @@ class RelationWriter:
         assignments = ", ".join(f"{quote(name)} = ?" for name in names)
         statement = (
             f"UPDATE {self._quoted} SET {assignments} "  # noqa: S608 - quoted
-            f"WHERE {self._key_condition} RETURNING rowid"
+            f"WHERE {self._key_condition} RETURNING _rowid_"
         )
         self._updates[positions] = statement
         return statement

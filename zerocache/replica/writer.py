@@ -32,6 +32,7 @@ from zerocache.replica.layout import (
     load_tables,
     row_key,
 )
+from zerocache.replica.planner_statistics import assume_growth
 from zerocache.replica.reader import ReplicaState, read_state
 from zerocache.replica.relation import RelationWriter
 from zerocache.replica.types import UNCHANGED, SQLiteValue, StoredRow
@@ -325,4 +326,5 @@ def _open(path: Path) -> apsw.Connection:
         )
     for pragma in _PRAGMAS:
         connection.execute(pragma)
+    assume_growth(connection)
     return connection
