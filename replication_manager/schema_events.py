@@ -66,5 +66,5 @@ def _decode(message: LogicalMessage) -> SchemaEvent:
         raise ReplicationError(
             f"an announcement of a schema change cannot be read ({error}): rows after it may not "
             "fit the replica; if another program uses this app id, give it another ZERO_APP_ID",
-            code="ZC237",
+            code="ZC238",
         ) from error

@@ -69,8 +69,9 @@ class EngineHost:
         self._loop = asyncio.get_running_loop()
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._advance_requested = threading.Event()
-        self._engine = Engine(self._path)
+        # Before the file is opened: one that is replaced in between then looks replaced.
         self._inode = self._path.stat().st_ino
+        self._engine = Engine(self._path)
         self._fan_out = FanOut()
         self._hydrator = Hydrator(self._path, limits)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -218,8 +219,13 @@ class EngineHost:
 
     def _advance(self) -> None:
         self._advance_requested.clear()
-        if self._path.stat().st_ino != self._inode:
-            self._reopen()
+        try:
+            inode = self._path.stat().st_ino
+        except FileNotFoundError:
+            # A resync is about to put the new file in place, and will say so.
+            return
+        if inode != self._inode:
+            self._reopen(inode)
             return
         advance = self._engine.advance()
         if advance is None:
@@ -230,10 +236,10 @@ class EngineHost:
         result = WorkerAdvance(advance.version, updates, advance.reset)
         self._post(self._on_advance, result)
 
-    def _reopen(self) -> None:
-        self._engine.close()
-        self._engine = Engine(self._path)
-        self._inode = self._path.stat().st_ino
+    def _reopen(self, inode: int) -> None:
+        replaced, self._engine = self._engine, Engine(self._path)
+        self._inode = inode
+        replaced.close()
         self._fan_out.void()
         log.info("replica_reopened", version=self._engine.version)
         self._post(self._on_advance, WorkerAdvance(self._engine.version, {}, True))

@@ -38,6 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from view_syncer.analyze import main as analyze_main
 
             return analyze_main(rest)
+        case ["verify", *rest]:
+            from replication_manager.verify import main as verify_main
+
+            return verify_main(rest)
         case _ if "--help" in arguments or "-h" in arguments:
             print(help_text(options_of(Config), version=_version()))
             return 0

@@ -55,6 +55,7 @@ def help_text(options: Sequence[Option], *, version: str) -> str:
         "Usage: zerocache [flags]        run the server\n"
         "       zerocache dev [flags]    run it with a database of its own and a demo app\n"
         "       zerocache analyze-query  explain a query; see its own --help\n"
+        "       zerocache verify         compare the replica with its upstream, row by row\n"
         "       zerocache --help | --version\n",
         "Every flag is also an environment variable; a flag wins over the environment, which wins\n"
         "over a .env file in the working directory. Exit status: 0 after a drain, 78 for a\n"

@@ -141,9 +141,13 @@ class Tab:
         client.change_queries([self.group.queries[h] for h in sorted(put)], sorted(delete))
 
     def reassert(self) -> None:
-        """What the next connection would send: changes swallowed by a lost one."""
+        """What the next connection would send: changes swallowed by a lost one. Only once, and
+        only if there was a lost one: nothing else may swallow any."""
         desired = self.state.desired.get(self.id, set())
-        self.send_changes(self.wanted - desired, desired - self.wanted)
+        live = self._live is not None and self._live.session.poke_count
+        if live and self.was_interrupted and desired != self.wanted:
+            self.was_interrupted = False
+            self.send_changes(self.wanted - desired, desired - self.wanted)
 
     def send_delete_clients(self, ids: list[str]) -> bool:
         client = self._live

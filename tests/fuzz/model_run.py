@@ -71,6 +71,10 @@ def make_plan(seed: str, length: int, groups: int, *, kill: bool) -> Plan:
         + ["online"] * 6 + ["online_active"] * 2 + ["new"] * 4 + ["new_saved"] * 2 + ["save"] * 2
         + ["vanish"] * 1 + ["delete"] * 2 + ["stall"] * 3 + ["flicker"] * 2 + ["quiet"] * 5
     )  # fmt: skip
+    if choose.random() < 0.4:
+        # A storm: queries start and stop all the time while bursts of writes go on.
+        names = ["write"] * 20 + ["swap"] * 30 + ["flicker"] * 5 + ["offline", "online"] * 4
+        names += ["new", "vanish", "quiet"] * 2
     if kill:
         names += ["kill_worker"] * 2 + ["kill_replicator", "kill_node", "restart"]
     actions: list[Action] = []
@@ -365,8 +369,13 @@ class Episode:
         deadline = asyncio.get_running_loop().time() + _QUIET_TIMEOUT_S
         for tab in tabs:
             while (why := self._restless(tab)) is not None:
+                for each in tabs:
+                    each.reassert()
                 if asyncio.get_running_loop().time() > deadline:
-                    raise Broken(f"{tab.id} at {tab.state.cookie} does not come to rest: {why}")
+                    raise Broken(
+                        f"{tab.id} at {tab.state.cookie} does not come to rest: {why}; "
+                        f"others: {[(t.id, t.state.cookie, self._restless(t)) for t in tabs]}"
+                    )
                 await asyncio.sleep(0.02)
         for tab in tabs:
             await asyncio.to_thread(self._compare, tab.seen(self._upstream.beat))
@@ -384,9 +393,6 @@ class Episode:
             return f"{row} is older than {self._upstream.beat}"
         desired = state.desired.get(tab.id, set())
         if desired != tab.wanted:
-            if tab.was_interrupted and tab.client.failure is None:
-                tab.was_interrupted = False
-                tab.reassert()
             return f"desired {sorted(desired)}, wanted {sorted(tab.wanted)}"
         needed = {h for other in group.tabs for h in other.wanted}
         if not needed <= state.got:

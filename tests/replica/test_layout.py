@@ -17,7 +17,7 @@ from zerocache.replica.layout import (
     row_key,
     synced_keys,
 )
-from zerocache.replica.published import PublishedSchema
+from zerocache.replica.published import PublishedColumn, PublishedSchema, PublishedTable
 
 
 def facts(*indexes_of_task: tuple[str, ...], **index_facts: bool) -> TableFacts:
@@ -103,3 +103,12 @@ def test_indexes_of_other_schemas_carry_the_schema() -> None:
 def test_names_sqlite_cannot_tell_apart_are_refused(schema: list, message: str) -> None:  # type: ignore[type-arg]
     with pytest.raises(UpstreamSetupError, match=message):
         check_names(PublishedSchema(tables=tuple(schema)))
+
+
+def test_a_column_called_like_the_row_number_itself_is_refused() -> None:
+    column = PublishedColumn(
+        name="_rowid_", position=1, type_name="int4", type_oid=23, type_category="N"
+    )
+    table = PublishedTable(schema="public", name="t", oid=1, columns=(column,))
+    with pytest.raises(UpstreamSetupError, match="_rowid_"):
+        check_names(PublishedSchema(tables=(table,)))

@@ -172,3 +172,16 @@ def test_stop_is_obeyed_inside_a_huge_transaction(replicator: Replicator, run_sq
     assert replicator.stop() == 0
     assert time.monotonic() - began < 2
     assert replicator.state_version() == before
+
+
+def test_columns_called_like_row_numbers(replicator: Replicator, run_sql: RunSql) -> None:
+    run_sql(
+        "CREATE TABLE r (rowid int, oid_ int, id int PRIMARY KEY); INSERT INTO r VALUES (5,6,7)"
+    )
+    replicator.start()
+    run_sql("UPDATE r SET rowid = 50; INSERT INTO r VALUES (8, 8, 8)")
+    run_sql("DELETE FROM r WHERE id = 8")
+    replicator.catch_up()
+    assert compare(replicator)
+    logged = replicator.rows('SELECT DISTINCT row FROM "_zero.changeLog" WHERE "table" = \'r\'')
+    assert sorted(logged) == [(1,), (2,)]

@@ -207,7 +207,7 @@ async def test_the_process_builds_what_a_worker_asks_for_and_keeps_it(
     assert rows == [(5000,), (15,)]
     assert compare(replicator) > 2_000
     await requester.close()
-    await versions.aclose()  # type: ignore[attr-defined]
+    await versions.aclose()
 
     assert replicator.stop() == 0
     replicator.start()

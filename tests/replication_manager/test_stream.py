@@ -96,7 +96,7 @@ class ScriptedConnection:
         if self.script and not isinstance(self.script[0], bytes):
             passed = self.script.popleft()
             if passed is not None:
-                self.now += float(passed)  # type: ignore[arg-type]
+                self.now += float(passed)
                 return False
         return True
 

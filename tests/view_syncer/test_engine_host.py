@@ -208,10 +208,21 @@ async def test_engine_that_breaks_is_reported(replica: Replica) -> None:
     host = EngineHost(replica.path, listener.on_advance, listener.fatal.append)
     host.start()
     moved = replica.path.rename(replica.path.with_name("moved.db"))
+    replica.path.write_bytes(b"no replica")
     host.notify()
     await until(lambda: bool(listener.fatal))
     moved.rename(replica.path)
     await host.close()
+
+
+async def test_file_that_is_missing_for_a_moment_is_waited_for(
+    host: EngineHost, listener: Listener, replica: Replica
+) -> None:
+    moved = replica.path.rename(replica.path.with_name("moved.db"))
+    host.notify()
+    await host.state()
+    moved.rename(replica.path)
+    assert listener.fatal == []
 
 
 async def test_query_whose_schema_changes_while_it_hydrates_is_served_from_the_old_snapshot(

@@ -30,6 +30,7 @@ from zerocache.replica.auto_index import (
     statistics,
     without_redundant,
 )
+from zerocache.replica.planner_statistics import ASSUMED_ROWS
 from zerocache.zql.shape import SqlValue
 
 SCAN_ROWS = 10_000
@@ -188,8 +189,10 @@ class _Facts:
     def rows(self, table: str) -> int:
         """Exact below the threshold; above it, the larger of threshold and statistics."""
         if table not in self._rows:
-            rows = count_rows(self.db, table, self.scan_rows)
-            if rows >= self.scan_rows:
+            # The statistics never call a table smaller than ASSUMED_ROWS: up to there, count.
+            enough = max(self.scan_rows, ASSUMED_ROWS + 1)
+            rows = count_rows(self.db, table, enough)
+            if rows >= enough:
                 known = statistics(self.db, table).values()
                 rows = max([rows, *(figures[0] for figures in known if figures)])
             self._rows[table] = rows

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 import apsw
 import msgspec
 
+from zerocache.replica.planner_statistics import assume_growth
 from zerocache.replica.sql import placeholders, quote
 
 AUTO_INDEX_PREFIX = "_zero_auto."
@@ -132,6 +133,7 @@ def create_auto_index(connection: apsw.Connection, wish: IndexWish, now_ms: int)
     columns = ", ".join(f"{quote(c)} {'DESC' if d else 'ASC'}" for c, d in wish.columns)
     connection.execute(f"CREATE INDEX {name} ON {quote(wish.table)} ({columns})")
     connection.execute(f"ANALYZE {name}")
+    assume_growth(connection)
     _create_table(connection)
     connection.execute(
         f"INSERT OR REPLACE INTO {AUTO_INDEXES} VALUES ({placeholders(3)})",  # noqa: S608

@@ -24,6 +24,7 @@ from zerocache.replica.layout import (
     create_table,
     facts_of,
 )
+from zerocache.replica.planner_statistics import assume_growth
 from zerocache.replica.published import PublishedSchema, wire_name
 from zerocache.replica.sql import literal, placeholders, quote
 from zerocache.replica.types import SQLiteValue
@@ -106,6 +107,7 @@ class BulkLoader:
         progress("collecting statistics")
         self._connection.execute("COMMIT")
         self._connection.execute("ANALYZE")
+        assume_growth(self._connection)
         # Stored in the file: whoever opens it next works in WAL mode.
         self._connection.execute("PRAGMA locking_mode = normal")
         self._connection.execute("PRAGMA journal_mode = wal")

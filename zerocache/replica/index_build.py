@@ -31,8 +31,8 @@ def _drop_duplicates(connection: apsw.Connection, index: PublishedIndex) -> None
     columns = quote_all(index.column_names)
     present = " AND ".join(f"{quote(name)} IS NOT NULL" for name in index.column_names)
     connection.execute(
-        f"DELETE FROM {table} WHERE {present} AND rowid NOT IN "  # noqa: S608 - quoted
-        f"(SELECT max(rowid) FROM {table} WHERE {present} GROUP BY {columns})"
+        f"DELETE FROM {table} WHERE {present} AND _rowid_ NOT IN "  # noqa: S608 - quoted
+        f"(SELECT max(_rowid_) FROM {table} WHERE {present} GROUP BY {columns})"
     )
     log.warning(
         "indistinguishable_rows_dropped",

@@ -30,6 +30,8 @@ from zerocache.replica.sql import placeholders, quote, quote_all
 from zerocache.replica.types import client_type, stored_type_name
 
 FORMAT_VERSION = 1
+# SQLite's name for the identity of a row; a column may take the shorter ones (rowid, oid) away.
+_ROW_NUMBER = "_rowid_"
 REPLICATION_CONFIG = quote("_zero.replicationConfig")
 REPLICATION_STATE = quote("_zero.replicationState")
 CHANGE_LOG = quote("_zero.changeLog")
@@ -208,10 +210,14 @@ def _unique_keys(facts: TableFacts) -> list[tuple[str, ...]]:
 def check_names(schema: PublishedSchema) -> None:
     """Refuse what SQLite, whose names ignore ASCII case, cannot hold side by side."""
     _check_distinct("tables", [table.wire_name for table in schema.tables])
-    _check_distinct("indexes", [wire_name(index.schema, index.name) for index in schema.indexes])
+    indexes = [wire_name(index.schema, index.name) for index in schema.indexes]
+    _check_distinct("indexes", indexes)
+    _check_distinct("tables and indexes", [*(t.wire_name for t in schema.tables), *indexes])
     for table in schema.tables:
         names = [column.name for column in table.columns]
-        _check_distinct(f"columns of table {table.wire_name}", [*names, VERSION_COLUMN])
+        _check_distinct(
+            f"columns of table {table.wire_name}", [*names, VERSION_COLUMN, _ROW_NUMBER]
+        )
 
 
 def _check_distinct(what: str, names: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import cast
 
@@ -122,7 +122,7 @@ class VersionNotifier:
             subscriber.send(version)
 
 
-async def watch_versions(path: str | Path) -> AsyncIterator[str]:
+async def watch_versions(path: str | Path) -> AsyncGenerator[str, None]:
     """Yield the newest announced version, again and again; reconnects for ever.
 
     Versions announced while the consumer was busy are coalesced. A version may repeat: see the
@@ -147,7 +147,7 @@ async def watch_versions(path: str | Path) -> AsyncIterator[str]:
         await asyncio.sleep(retry_s)
 
 
-async def _newest_lines(reader: asyncio.StreamReader) -> AsyncIterator[str]:
+async def _newest_lines(reader: asyncio.StreamReader) -> AsyncGenerator[str, None]:
     """The last complete line of whatever has arrived, until the other side goes away."""
     rest = b""
     with contextlib.suppress(ConnectionError):

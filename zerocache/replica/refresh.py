@@ -95,7 +95,7 @@ class TableRefresh:
         self._quoted = quote(self._table)
         self._key = [names.index(name) for name in self.watch.key]
         self._find = (
-            f"SELECT rowid, {quote_all(names)} FROM {self._quoted} "  # noqa: S608 - quoted
+            f"SELECT _rowid_, {quote_all(names)} FROM {self._quoted} "  # noqa: S608 - quoted
             f"WHERE {equals_all(self.watch.key)}"
         )
         self._insert = (
@@ -106,7 +106,7 @@ class TableRefresh:
         assignments = ", ".join(f"{quote(name)} = ?" for name in names)
         self._update = (
             f"UPDATE {self._quoted} SET {assignments}{version} "  # noqa: S608 - quoted
-            "WHERE rowid = ?"
+            "WHERE _rowid_ = ?"
         )
         self._unique = [
             [names.index(name) for name in index.column_names]
@@ -119,7 +119,7 @@ class TableRefresh:
         """Before the first row of a pass; ``position``: the snapshot's, as a version."""
         if self._insert_only:
             older = self._cursor.execute(
-                f"SELECT rowid FROM {self._quoted} "  # noqa: S608 - quoted
+                f"SELECT _rowid_ FROM {self._quoted} "  # noqa: S608 - quoted
                 f"WHERE {quote(VERSION_COLUMN)} < ?",
                 (position,),
             )
@@ -152,7 +152,7 @@ class TableRefresh:
             return True
         complete = True
         gone = []
-        for (rowid,) in self._cursor.execute(f"SELECT rowid FROM {self._quoted}"):  # noqa: S608
+        for (rowid,) in self._cursor.execute(f"SELECT _rowid_ FROM {self._quoted}"):  # noqa: S608
             if not self.watch.is_good(rowid):
                 if self.watch.is_touched(rowid):
                     complete = False
@@ -192,8 +192,8 @@ class TableRefresh:
                 continue
             condition = equals_all([self._names[at] for at in positions])
             others = self._cursor.execute(
-                f"SELECT rowid FROM {self._quoted} "  # noqa: S608 - quoted
-                f"WHERE {condition} AND rowid IS NOT ?",
+                f"SELECT _rowid_ FROM {self._quoted} "  # noqa: S608 - quoted
+                f"WHERE {condition} AND _rowid_ IS NOT ?",
                 [*values, spared],
             ).fetchall()
             for other in (int(row[0]) for row in others if row[0] is not None):
@@ -203,7 +203,7 @@ class TableRefresh:
         return True
 
     def _delete(self, rowid: int) -> None:
-        self._cursor.execute(f"DELETE FROM {self._quoted} WHERE rowid = ?", (rowid,))  # noqa: S608
+        self._cursor.execute(f"DELETE FROM {self._quoted} WHERE _rowid_ = ?", (rowid,))  # noqa: S608
         self._record(rowid, "d")
 
     def _record(self, rowid: int, op: str) -> None:

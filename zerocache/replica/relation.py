@@ -61,7 +61,9 @@ class RelationWriter:
         self._key_condition = self._condition(key)
         self._unique = [index.column_names for index in facts.indexes if index.enforced]
         self._insert_sql = self._insert_statement()
-        self._delete_sql = f"DELETE FROM {self._quoted} WHERE {self._key_condition} RETURNING rowid"  # noqa: S608
+        self._delete_sql = (
+            f"DELETE FROM {self._quoted} WHERE {self._key_condition} RETURNING _rowid_"  # noqa: S608
+        )
         # Set while the rows of this table are being read again from upstream.
         self.watch: RowWatch | None = None
         # UPDATE statements by the positions they set.
@@ -138,7 +140,7 @@ class RelationWriter:
         """Remove the rows that an update of the row ``found`` identifies would collide with."""
         key = [found[at] for at in self._key]
         current = self._cursor.execute(
-            f"SELECT rowid, {quote_all(self.columns)} FROM {self._quoted} "  # noqa: S608 - quoted
+            f"SELECT _rowid_, {quote_all(self.columns)} FROM {self._quoted} "  # noqa: S608 - quoted
             f"WHERE {self._key_condition}",
             key,
         ).fetchone()
@@ -161,13 +163,13 @@ class RelationWriter:
                 continue
             statement = (
                 f"DELETE FROM {self._quoted} "  # noqa: S608 - quoted
-                f"WHERE {equals_all(key)} AND rowid IS NOT ? RETURNING rowid"
+                f"WHERE {equals_all(key)} AND _rowid_ IS NOT ? RETURNING _rowid_"
             )
             for rowid in self._rowids(statement, [*values, spared]):
                 self._log.record(self.table, rowid, "d")
 
     def _rowids(self, statement: str, bindings: Sequence[Any]) -> list[int]:
-        """Run a statement that ends with ``RETURNING rowid``."""
+        """Run a statement that ends with ``RETURNING _rowid_``."""
         return [rowid for (rowid,) in self._cursor.execute(statement, bindings)]
 
     def _condition(self, key: Iterable[str]) -> str:
@@ -175,7 +177,7 @@ class RelationWriter:
         if not self._keyless:
             return condition
         return (
-            f"rowid = (SELECT rowid FROM {self._quoted} "  # noqa: S608 - quoted
+            f"_rowid_ = (SELECT _rowid_ FROM {self._quoted} "  # noqa: S608 - quoted
             f"WHERE {condition} LIMIT 1)"
         )
 
@@ -192,7 +194,7 @@ class RelationWriter:
         assignments = ", ".join(f"{quote(name)} = ?" for name in names)
         statement = (
             f"UPDATE {self._quoted} SET {assignments} "  # noqa: S608 - quoted
-            f"WHERE {self._key_condition} RETURNING rowid"
+            f"WHERE {self._key_condition} RETURNING _rowid_"
         )
         self._updates[positions] = statement
         return statement

@@ -34,6 +34,7 @@ from zerocache.replica.layout import (
     row_key,
 )
 from zerocache.replica.pending import Pending, forget_pending, load_pending
+from zerocache.replica.planner_statistics import assume_growth
 from zerocache.replica.reader import ReplicaState, load_schema, read_state
 from zerocache.replica.refresh import TableRefresh
 from zerocache.replica.relation import RelationWriter
@@ -180,6 +181,7 @@ class ReplicaWriter:
         forget_pending(self._connection, refresh.facts.table.oid)
         build_indexes(self._connection, [refresh.facts])
         self._connection.execute(f"ANALYZE {quote(refresh.facts.table.wire_name)}")
+        assume_growth(self._connection)
         announce(self._connection, self._log, before)
         self.stop_refresh()
         self._reload()
@@ -406,4 +408,5 @@ def _open(path: Path) -> apsw.Connection:
         )
     for pragma in _PRAGMAS:
         connection.execute(pragma)
+    assume_growth(connection)
     return connection
