@@ -26,6 +26,7 @@ from replication_manager.pgoutput import (
 from replication_manager.schema_drift import check_relation
 from replication_manager.schema_events import SchemaEvents
 from zerocache.errors import ReplicationError
+from zerocache.failpoints import Place, reach
 from zerocache.protocol.versions import watermark_from_lsn
 from zerocache.replica.published import wire_name
 from zerocache.replica.relation import RelationWriter
@@ -185,6 +186,7 @@ class Applier:
         for table in self._skipped.values():
             self._writer.facts(table)  # raises
         if not self._skipping:
+            reach(Place.MID_APPLY)
             self._writer.end_transaction()
         self.in_transaction = False
         self._skipping = False
