@@ -23,6 +23,7 @@ from replication_manager.pgoutput import (
 )
 from replication_manager.schema_drift import check_relation
 from zerocache.errors import ReplicationError
+from zerocache.failpoints import Place, reach
 from zerocache.protocol.versions import watermark_from_lsn
 from zerocache.replica.published import wire_name
 from zerocache.replica.relation import RelationWriter
@@ -136,6 +137,7 @@ class Applier:
 
     def _commit(self, _: Commit) -> None:
         if not self._skipping:
+            reach(Place.MID_APPLY)
             self._writer.end_transaction()
         self.in_transaction = False
         self._skipping = False

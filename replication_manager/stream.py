@@ -23,6 +23,7 @@ from replication_manager.walsender import (
     ReplicationConnection,
     StreamEnded,
 )
+from zerocache.failpoints import Place, reach
 from zerocache.protocol.versions import Watermark, lsn_from_watermark
 from zerocache.replica.writer import ReplicaWriter
 
@@ -92,6 +93,7 @@ class ChangeStream:
                 connection.read_socket()
                 frame = connection.next_frame()
                 if frame is not None:
+                    reach(Place.RECEIVED)
                     # A huge transaction may keep us from ever waiting.
                     self._received_at = now = self._now()
                     self._housekeeping(now)
@@ -131,10 +133,13 @@ class ChangeStream:
     def _commit_group(self) -> None:
         if self._group_since is None or self._applier.in_transaction:
             return
+        reach(Place.BEFORE_COMMIT)
         state = self._writer.commit()
+        reach(Place.COMMITTED)
         self._group_since = None
         self._applier.changes = 0
         self._publish(state.version)
+        reach(Place.PUBLISHED)
         self._writer.maintain(lambda: self._publish(state.version))
         if self._unacked_since is None:
             self._unacked_since = self._now()
@@ -145,8 +150,10 @@ class ChangeStream:
             return
         durable = self._writer.durable()
         self._unacked_since = None
+        reach(Place.DURABLE)
         self._acked = max(self._acked, lsn_from_watermark(durable.version))
         self._send_status()
+        reach(Place.ACKNOWLEDGED)
 
     def _send_status(self) -> None:
         self._connection.send_status(self._acked)
@@ -173,6 +180,7 @@ class ChangeStream:
         """Nothing of ours is in what upstream wrote meanwhile: let it recycle that WAL."""
         self._position.record(end_lsn)
         self._writer.durable()
+        reach(Place.IDLE_RECORDED)
         self._acked = end_lsn
         self._idle_acked_at = self._now()
         self._send_status()

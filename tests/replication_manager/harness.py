@@ -59,17 +59,21 @@ class Replicator:
     def file(self) -> Path:
         return Path(self.config.replica.file)
 
-    def start(self, *, wait: bool = True) -> None:
+    def start(
+        self, *, wait: bool = True, module: str = "replication_manager", **environment: str
+    ) -> None:
+        """``environment``: variables of this one process."""
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         environ = {
             **os.environ,
             **self.config.to_environment(),
+            **environment,
             CONTROL_FD_VARIABLE: str(theirs.fileno()),
             RUNTIME_DIR_VARIABLE: str(self.directory),
         }
         with theirs, self.log_file.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "replication_manager"],
+                [sys.executable, "-m", module],
                 env=environ,
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,

@@ -169,12 +169,14 @@ def test_clear_comes_alone_in_the_first_part() -> None:
 
 
 def test_hundred_and_one_rows_are_two_parts() -> None:
+    """sync-protocol.md §10 #23"""
     body = PokeBody(version(1), rows=[[row_put(str(i), i) for i in range(101)]])
     parts = [msgspec.json.decode(frame)[1]["rowsPatch"] for frame in body.frames(False)]
     assert [len(rows) for rows in parts] == [100, 1]
 
 
 def test_large_rows_close_a_part_early() -> None:
+    """sync-protocol.md §10 #24"""
     rows = [row_put(key * 600_000, 1) for key in "abc"]
     parts = [
         msgspec.json.decode(frame)[1]["rowsPatch"]
@@ -184,6 +186,7 @@ def test_large_rows_close_a_part_early() -> None:
 
 
 def test_binary_poke_of_ten_mebibytes_is_cut_into_chunks() -> None:
+    """sync-protocol.md §10 #26"""
     body = PokeBody(version(1), rows=[[row_put("é" * (5 * 1024 * 1024), 1)]])
     frames = poke_payloads(None, body, True)
     chunks = frames[1:-1]
@@ -194,6 +197,7 @@ def test_binary_poke_of_ten_mebibytes_is_cut_into_chunks() -> None:
 
 
 def test_empty_binary_poke_is_an_empty_array() -> None:
+    """sync-protocol.md §10 #27: a poke is whole before it begins, so no chunk is ever taken back"""
     assert poke_payloads(version(1), PokeBody(version(1)), True)[1:-1] == [b"\x00[]"]
 
 
