@@ -174,7 +174,7 @@ def _alteration(old: TableFacts, new: TableFacts, event: SchemaEvent) -> AlterTa
         dropped=tuple(before[at].name for at in sorted(before.keys() - now.keys())),
         renamed=tuple((a.name, b.name) for a, b in kept if a.name != b.name),
         added=tuple(
-            _addition(new.table.oid, now[at], event) for at in sorted(now.keys() - before.keys())
+            _addition(old.table, now[at], event) for at in sorted(now.keys() - before.keys())
         ),
         stale=hidden,
         refresh=any_value or len(hidden) < len(stale) or _rows_differ(old, new, event),
@@ -203,11 +203,13 @@ def _key_is_unknown(change: AlterTable) -> bool:
     return any(c.position in hidden for c in change.new.table.columns if c.name in key)
 
 
-def _addition(oid: int, column: PublishedColumn, event: SchemaEvent) -> AddColumn:
+def _addition(table: PublishedTable, column: PublishedColumn, event: SchemaEvent) -> AddColumn:
     unknown = AddColumn(column, backfill=True)
-    if event.event.tag != "ALTER TABLE" or column.generated:
+    # DROP EXPRESSION makes a generated column an ordinary one, which is published from then on.
+    existed = column.position <= table.attributes
+    if event.event.tag != "ALTER TABLE" or column.generated or existed:
         return unknown
-    missing = event.missing.get(f"{oid}.{column.position}")
+    missing = event.missing.get(f"{table.oid}.{column.position}")
     if missing is None:
         has_default = column.default is not None or column.type_kind == "d"
         return unknown if has_default else AddColumn(column)
