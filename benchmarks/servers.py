@@ -88,6 +88,11 @@ class Server:
         return f"http://127.0.0.1:{self._port}"
 
     @property
+    def pid(self) -> int:
+        assert self._process is not None, "the server does not run"
+        return self._process.pid
+
+    @property
     def log_path(self) -> Path:
         return self._dir / "log"
 
@@ -96,7 +101,7 @@ class Server:
         began = time.monotonic()
         with self.log_path.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                *command, env=self._environment(), cwd=self._dir,
+                *command, env=self.environment(), cwd=self._dir,
                 stdout=log, stderr=log, start_new_session=True, preexec_fn=die_with_parent,
             )  # fmt: skip
         await self._wait_ready(self._process)
@@ -162,7 +167,7 @@ class Server:
                 [self.app_id],
             )
 
-    def _environment(self) -> dict[str, str]:
+    def environment(self) -> dict[str, str]:
         # Nothing inherited may configure a server: ZERO_* of the caller's shell is dropped.
         inherited = {
             name: value for name, value in os.environ.items() if not name.startswith("ZERO_")

@@ -30,6 +30,7 @@ from replication_manager.table_copy import (
     read_sizes,
 )
 from zerocache.errors import ReplicationError, UpstreamSetupError
+from zerocache.failpoints import Place, reach
 from zerocache.postgres.connection import MISSING_PRIVILEGE, explain, redact
 from zerocache.postgres.introspection import read_published_schema
 from zerocache.postgres.shard import ShardNames
@@ -110,6 +111,7 @@ def run_initial_sync(settings: SyncSettings, stop: StopSignal) -> None:
     """
     settings.report("initial sync: creating a replication slot")
     with claim_new_slot(settings.url, settings.shard, stop, failover=settings.failover) as claimed:
+        reach(Place.SLOT_CLAIMED)
         try:
             _build_replica(settings, claimed, stop)
         except psycopg.errors.InsufficientPrivilege as error:
@@ -182,6 +184,7 @@ def _copy(
                 code="ZC235",
             ) from None
         progress.add(table, count, len(lines) + 1)
+        reach(Place.COPYING)
 
     copy_tables(connections, schema.tables, sizes, store, stop)
     progress.finish()
@@ -191,9 +194,17 @@ def _finish(
     settings: SyncSettings, claimed: ClaimedSlot, schema: PublishedSchema, loader: BulkLoader
 ) -> None:
     context = msgspec.json.encode({"finishedAtMs": time.time_ns() // 1_000_000})
-    loader.complete(lambda text: settings.report(f"initial sync: {text}"))
+
+    def tell(text: str) -> None:
+        settings.report(f"initial sync: {text}")
+        reach(Place.INDEXING)
+
+    loader.complete(tell)
+    reach(Place.COPY_DURABLE)
     # Before the rename, and right before it: a finished row without a file costs a slot until the
     # next take-over, a file without a finished row would cost the whole sync.
     finish_claim(settings.url, settings.shard, claimed, msgspec.json.encode(schema), context)
+    reach(Place.CLAIM_FINISHED)
     loader.replace()
+    reach(Place.REPLICA_REPLACED)
     log.info("initial_sync_finished", version=claimed.version, slot=claimed.name)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import structlog
 
 from replication_manager.applier import Applier
+from replication_manager.backfill import Backfiller
 from replication_manager.position import SlotPosition
 from replication_manager.walsender import (
     KEEPALIVE,
@@ -23,6 +24,7 @@ from replication_manager.walsender import (
     ReplicationConnection,
     StreamEnded,
 )
+from zerocache.failpoints import Place, reach
 from zerocache.protocol.versions import Watermark, lsn_from_watermark
 from zerocache.replica.writer import ReplicaWriter
 
@@ -36,6 +38,7 @@ class StreamLimits:
     """``group_*``: when a group of transactions is committed although more are waiting.
     ``ack_interval_s``: how long a commit may wait for its fsync and acknowledgement.
     ``idle_ack_interval_s``: between acknowledgements of WAL that has nothing for us.
+    ``backfill_poll_s``: how soon a chunk of a backfill is noticed on an idle stream.
     ``wal_sender_timeout_s``: the server's; 0 switches liveness checks off, as it does there."""
 
     group_changes: int = 2_000
@@ -45,6 +48,7 @@ class StreamLimits:
     wal_sender_timeout_s: float = 60.0
     inbound_timeout_s: float = 120.0
     check_interval_s: float = 1.0
+    backfill_poll_s: float = 0.02
 
 
 class ChangeStream:
@@ -64,12 +68,14 @@ class ChangeStream:
         publish: Callable[[Watermark], None],
         check: Callable[[], None],
         limits: StreamLimits,
+        backfiller: Backfiller,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._connection = connection
         self._writer = writer
         self._position = position
         self._applier = applier
+        self._backfiller = backfiller
         self._publish = publish
         self._check = check
         self._limits = limits
@@ -92,6 +98,7 @@ class ChangeStream:
                 connection.read_socket()
                 frame = connection.next_frame()
                 if frame is not None:
+                    reach(Place.RECEIVED)
                     # A huge transaction may keep us from ever waiting.
                     self._received_at = now = self._now()
                     self._housekeeping(now)
@@ -131,10 +138,13 @@ class ChangeStream:
     def _commit_group(self) -> None:
         if self._group_since is None or self._applier.in_transaction:
             return
+        reach(Place.BEFORE_COMMIT)
         state = self._writer.commit()
+        reach(Place.COMMITTED)
         self._group_since = None
         self._applier.changes = 0
         self._publish(state.version)
+        reach(Place.PUBLISHED)
         self._writer.maintain(lambda: self._publish(state.version))
         if self._unacked_since is None:
             self._unacked_since = self._now()
@@ -145,8 +155,10 @@ class ChangeStream:
             return
         durable = self._writer.durable()
         self._unacked_since = None
+        reach(Place.DURABLE)
         self._acked = max(self._acked, lsn_from_watermark(durable.version))
         self._send_status()
+        reach(Place.ACKNOWLEDGED)
 
     def _send_status(self) -> None:
         self._connection.send_status(self._acked)
@@ -173,14 +185,31 @@ class ChangeStream:
         """Nothing of ours is in what upstream wrote meanwhile: let it recycle that WAL."""
         self._position.record(end_lsn)
         self._writer.durable()
+        reach(Place.IDLE_RECORDED)
         self._acked = end_lsn
         self._idle_acked_at = self._now()
         self._send_status()
+
+    def _backfill(self) -> bool:
+        """A chunk of a backfill, if there is one; True if something was committed."""
+        if self._applier.in_transaction or not self._backfiller.active_or_due:
+            return False
+        self._commit_group()  # chunks are transactions of their own
+        if not self._backfiller.step():
+            return False
+        state = self._writer.state
+        self._publish(state.version)
+        self._writer.maintain(lambda: self._publish(state.version))
+        if self._unacked_since is None:
+            self._unacked_since = self._now()
+        return True
 
     def _wait(self) -> None:
         now = self._now()
         self._housekeeping(now)
         timeout_s = self._limits.check_interval_s
+        if self._backfiller.active:
+            timeout_s = self._limits.backfill_poll_s
         if self._unacked_since is not None:
             due = self._unacked_since + self._limits.ack_interval_s - now
             timeout_s = min(timeout_s, due)
@@ -192,6 +221,8 @@ class ChangeStream:
     def _housekeeping(self, now: float) -> None:
         """What has to happen now and then, whether or not the stream is quiet."""
         limits = self._limits
+        while self._backfill() and not self._connection.wait(0):
+            pass  # one chunk after the other, until the stream has something
         if self._unacked_since is not None and now - self._unacked_since >= limits.ack_interval_s:
             self._acknowledge()
         if (

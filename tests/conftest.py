@@ -8,6 +8,7 @@ killed. Slots are cluster-wide, so a test that replicates uses its own ``app_id`
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib.util
 import os
@@ -24,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg
 import pytest
 
@@ -208,6 +210,20 @@ class PostgresCluster:
         except subprocess.TimeoutExpired:
             self.process.send_signal(signal.SIGQUIT)
             self.process.wait(20)
+        self.process = None
+
+    def kill9(self) -> None:
+        """End every process of the server at once; nothing is flushed, nobody is told."""
+        assert self.process is not None
+        postmaster = psutil.Process(self.process.pid)
+        postmaster.suspend()
+        # Nobody is born any more, and nobody sees the others die.
+        processes = [*postmaster.children(recursive=True), postmaster]
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(processes, timeout=20)
+        self.process.wait(20)
         self.process = None
 
     def create_database(self) -> str:

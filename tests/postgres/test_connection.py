@@ -117,3 +117,19 @@ def test_failures_that_pass_are_transient_however_they_are_told() -> None:
         told = explain(cause, "postgresql://u@h/d", "testing")
         told.__cause__ = cause
         assert is_transient(told)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "the database system is starting up",
+        "the database system is shutting down",
+        "the database system is in recovery mode",
+        "the database system is not yet accepting connections",
+    ],
+)
+def test_a_server_that_starts_or_stops_is_waited_for(said: str) -> None:
+    """Without an SQLSTATE, as libpq reports a refused connection."""
+    error = psycopg.OperationalError(f'connection to server at "h" failed: FATAL:  {said}')
+    assert is_transient(error)
+    assert is_transient(explain(error, "postgresql://h/d", "connecting"))

@@ -89,11 +89,13 @@ async def authenticated(server: Server, *queries: DesiredQuery, **options: Any) 
 
 @pytest.mark.parametrize("op", ["version", "metrics", "queries", "analyze-query"])
 async def test_strangers_learn_nothing(server: Server, op: str) -> None:
+    """sync-protocol.md §10 #66"""
     client = await server.connected(ALL_TASKS)
     assert await ask(client, op) == ("authenticated", False)
 
 
 async def test_the_password_opens_and_a_wrong_one_closes_again(server: Server) -> None:
+    """sync-protocol.md §10 #66"""
     client = await server.connected()
     assert await ask(client, "authenticate", value="wrong") == ("authenticated", False)
     assert await ask(client, "version") == ("authenticated", False)
@@ -154,12 +156,14 @@ async def test_queries_are_listed_by_client_and_query(server: Server) -> None:
 async def test_metrics_of_a_query_have_the_shape_of_the_clients_version(
     server: Server, version: int, members: set[str]
 ) -> None:
+    """sync-protocol.md §10 #66"""
     client = await authenticated(server, ALL_TASKS, version=version)
     _, (row,) = await ask(client, "queries")
     assert row["metrics"] == dict.fromkeys(members, EMPTY)
 
 
 async def test_an_inactive_query_is_listed_until_it_expires(server: Server) -> None:
+    """sync-protocol.md §10 #66"""
     brief = DesiredQuery("brief", ast=ALL_TASKS.ast, ttl_ms=100)
     lasting = DesiredQuery("lasting", ast=ALL_TAGS.ast, ttl_ms=600_000)
     client = await authenticated(server, brief, lasting)

@@ -55,6 +55,7 @@ def transform_errors(client: TestClient) -> list[Any]:
 
 
 async def test_rejected_query_is_reported_and_the_others_run(asking: Server) -> None:
+    """sync-protocol.md §10 #54"""
     client = asking.client(GOOD, BAD)
     await client.connect()
     await client.wait_got(GOOD)
@@ -69,6 +70,7 @@ async def test_rejected_query_is_reported_and_the_others_run(asking: Server) -> 
 async def test_query_that_is_rejected_later_goes_with_its_rows(
     asking: Server, application: Application
 ) -> None:
+    """sync-protocol.md §10 #54"""
     client = await asking.connected(GOOD, ALL_TAGS)
     application.default = answer({**BAD_ANSWER, "id": GOOD.hash, "name": "good"})
     asking.worker._queries._transformer._cache.clear()
@@ -116,6 +118,7 @@ async def test_rows_of_a_query_that_means_something_else_after_a_restart_are_exa
 async def test_failed_validation_ends_the_connection_before_any_data(
     asking: Server, application: Application, status: int
 ) -> None:
+    """sync-protocol.md §10 #56"""
     application.default = (status, "no")
     client = asking.client(ALL_TASKS)
     error = await refused(client)
@@ -157,6 +160,7 @@ async def test_user_the_application_does_not_confirm_is_refused(
 async def test_failed_transformation_ends_who_asked_and_spares_the_rest(
     asking: Server, application: Application
 ) -> None:
+    """sync-protocol.md §10 #55"""
     watcher = await asking.connected(ALL_TASKS)
     asker = await asking.connected(ALL_TASKS)
     application.default = (500, "down")

@@ -194,8 +194,8 @@ def _encoded(
     db: apsw.Connection, sql: str, table: str, rowids: Iterable[int]
 ) -> list[tuple[int, str]]:
     try:
-        rows: Iterable[tuple[Any, ...]] = db.execute(sql, (rowid_array(rowids),))
-        return [(rowid, text) for rowid, text in rows]
+        rows: list[Any] = db.execute(sql, (rowid_array(rowids),)).fetchall()
+        return rows
     except apsw.SQLError as error:
         if "JSON" not in str(error):
             raise  # the statement, not a value

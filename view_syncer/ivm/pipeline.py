@@ -84,7 +84,7 @@ class Pipeline:
         self._on_support: SupportListener = _nobody
         self.levels: list[LevelState] = self._empty_levels()
         # Measured costs, from which the owner chooses between advancing and recomputing.
-        self._hydration_s = 0.0
+        self.hydration_s = 0.0
         self._row_s = _FIRST_GUESS_ROW_S
 
     def attach(self, on_support: SupportListener) -> None:
@@ -103,7 +103,7 @@ class Pipeline:
 
     def rehydrate_is_cheaper(self, touch: Touch, min_rows: int, margin: float) -> bool:
         rows = touch.size()
-        return rows >= min_rows and rows * self._row_s > margin * self._hydration_s
+        return rows >= min_rows and rows * self._row_s > margin * self.hydration_s
 
     def holds(self, table: str, rowid: int) -> bool:
         return any(
@@ -127,7 +127,7 @@ class Pipeline:
             state.hydrate(db, state.support.keys())
             self._support_children(state, LevelDelta(entered=state.members), {}, {})
         self._lift_limit()
-        self._hydration_s = time.perf_counter() - start
+        self.hydration_s = time.perf_counter() - start
 
     def _lift_limit(self) -> None:
         self._max_rows = 0

@@ -44,6 +44,8 @@ SESSION_SETTINGS: Mapping[str, str] = MappingProxyType(
 # Refused connections carry no SQLSTATE, so their text has to do. A server that answers in
 # another language ends at the last row: still an error, only a less specific one.
 _BY_TEXT = (
+    # It starts, stops or recovers; this passes by itself.
+    ("the database system is ", UNREACHABLE),
     ("password authentication failed", AUTHENTICATION),
     ("no password supplied", AUTHENTICATION),
     ("no pg_hba.conf entry", AUTHENTICATION),

@@ -28,6 +28,8 @@ from pathlib import Path
 import apsw
 import structlog
 
+from zerocache.failpoints import Place, reach
+
 _FRAME_HEADER_BYTES = 24
 _GROWTH_BEFORE_RESTART = 4
 # Limits by which the WAL may grow before the writer waits for the checkpoint under way.
@@ -136,11 +138,13 @@ class WalFile:
 
 
 def _checkpoint(connection: apsw.Connection, mode: int) -> bool:
+    reach(Place.BEFORE_CHECKPOINT)
     try:
         connection.wal_checkpoint(mode=mode)
     except apsw.BusyError:
         # A reader is in the way, or a backup tool holds the checkpoint lock: next time.
         return False
+    reach(Place.CHECKPOINTED)
     return True
 
 

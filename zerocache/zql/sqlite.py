@@ -32,11 +32,21 @@ _Comparison = Callable[[exp.Expression, exp.Expression], exp.Expression]
 
 
 def column(table: str, name: str) -> exp.Column:
-    return exp.Column(this=exp.to_identifier(name, quoted=True), table=exp.to_identifier(table))
+    return exp.Column(this=exp.Identifier(this=name, quoted=True), table=_plain(table))
+
+
+def _plain(name: str) -> exp.Identifier:
+    """A name of our own choosing, which needs no quotes."""
+    return exp.Identifier(this=name, quoted=False)
 
 
 def _rowid(table: str) -> exp.Column:
-    return exp.Column(this=exp.to_identifier(ROWID), table=exp.to_identifier(table))
+    return exp.Column(this=_plain(ROWID), table=_plain(table))
+
+
+def _own(name: str) -> exp.Column:
+    """A column of a table function or a subquery of our own."""
+    return exp.Column(this=_plain(name))
 
 
 def _param(name: str) -> exp.Expression:
@@ -45,8 +55,8 @@ def _param(name: str) -> exp.Expression:
 
 def _table(name: str, alias: str) -> exp.Table:
     return exp.Table(
-        this=exp.to_identifier(name, quoted=True),
-        alias=exp.TableAlias(this=exp.to_identifier(alias)),
+        this=exp.Identifier(this=name, quoted=True),
+        alias=exp.TableAlias(this=_plain(alias)),
     )
 
 
@@ -54,8 +64,13 @@ def _values_of(function: str, param: str, alias: str | None = None) -> exp.Table
     call = exp.Anonymous(this=function, expressions=[_param(param)])
     table = exp.Table(this=call)
     if alias:
-        table.set("alias", exp.TableAlias(this=exp.to_identifier(alias)))
+        table.set("alias", exp.TableAlias(this=_plain(alias)))
     return table
+
+
+def _all_values(source: exp.Table) -> exp.Subquery:
+    select = exp.Select(expressions=[_own("value")])
+    return exp.Subquery(this=select.from_(source, copy=False))
 
 
 def _and(parts: Iterable[exp.Expression]) -> exp.Expression:
@@ -89,7 +104,8 @@ def _is_null(value: exp.Expression, negated: bool = False) -> exp.Expression:
 
 
 def render(statement: exp.Expression) -> str:
-    return statement.sql(dialect="sqlite")
+    """The text of a statement, which must not be used any more: the generator works in place."""
+    return statement.sql(dialect="sqlite", copy=False)
 
 
 class _Aliases:
@@ -136,7 +152,7 @@ def _term(term: Term, table: str) -> exp.Expression:
     if term.op in ("IN", "NOT IN"):
         member = exp.In(
             this=value,
-            query=exp.Subquery(this=exp.select("value").from_(_values_of("json_each", term.param))),
+            query=_all_values(_values_of("json_each", term.param)),
         )
         return member if term.op == "IN" else _negation(member, raw, term)
     if term.op == "IS NOT":
@@ -206,7 +222,8 @@ def _exists(condition: ExistsFilter, parent: str, aliases: _Aliases) -> exp.Expr
         for mine, child in zip(condition.parent_columns, condition.child_columns, strict=True)
     ]
     parts += node_parts(node, alias, aliases)
-    subquery = exp.select("1").from_(_table(node.table, alias)).where(_and(parts), copy=False)
+    subquery = exp.Select(expressions=[exp.Literal.number(1)])
+    subquery = subquery.from_(_table(node.table, alias), copy=False).where(_and(parts), copy=False)
     test: exp.Expression = exp.Exists(this=subquery)
     return exp.Not(this=test) if condition.negated else test
 
@@ -280,9 +297,8 @@ def _in_partitions(columns: Sequence[str], alias: str, source: str = "parts") ->
     for one column, arrays for several."""
     values = _values_of("json_each", source)
     if len(columns) == 1:
-        query = exp.select("value").from_(values)
-        return exp.In(this=column(alias, columns[0]), query=exp.Subquery(this=query))
-    members = [_json_member(exp.column("value"), i) for i in range(len(columns))]
+        return exp.In(this=column(alias, columns[0]), query=_all_values(values))
+    members = [_json_member(_own("value"), i) for i in range(len(columns))]
     query = exp.Select(expressions=members).from_(values, copy=False)
     left = exp.Tuple(expressions=[column(alias, c) for c in columns])
     return exp.In(this=left, query=exp.Subquery(this=query))
@@ -298,7 +314,7 @@ def candidate_rows(node: Node, columns: Sequence[str]) -> str:
     """Of the rows bound to ``:rows`` (carray of rowids), those that satisfy the node."""
     member = exp.In(
         this=_rowid("t0"),
-        query=exp.Subquery(this=exp.select("value").from_(_values_of("carray", "rows"))),
+        query=_all_values(_values_of("carray", "rows")),
     )
     return render(
         _where(_select(node, columns, "t0"), [member, *node_parts(node, "t0", _Aliases())])
@@ -390,9 +406,9 @@ def _ranked_rows(node: Node, columns: Sequence[str], correlation: Sequence[str])
         [_in_partitions(correlation, "t0"), *node_parts(node, "t0", aliases)],
     )
     outer = exp.Select(
-        expressions=[exp.column("row_"), *(exp.column(f"v{i}") for i in range(len(columns)))]
+        expressions=[_own("row_"), *(_own(f"v{i}") for i in range(len(columns)))]
     ).from_(exp.Subquery(this=inner), copy=False)
-    return render(outer.where(_binary(exp.LTE, exp.column("rank_"), _param("limit")), copy=False))
+    return render(outer.where(_binary(exp.LTE, _own("rank_"), _param("limit")), copy=False))
 
 
 def climb(node: Node, path: Sequence[ExistsFilter], columns: Sequence[str]) -> str:
