@@ -37,9 +37,12 @@ MAX_PLANS = 2_000
 
 REHYDRATE_MIN_ROWS = 256
 REHYDRATE_MARGIN = 2.0
+IMAGE_ROW_S = 3e-6
 """From this many touched rows on a pipeline is recomputed instead of advanced if its last
 hydration was faster, by this factor, than advancing is expected to be. Both costs are measured,
-and the margin keeps a pipeline near the break-even point from going back and forth."""
+and the margin keeps a pipeline near the break-even point from going back and forth. Before that
+the same choice is made for all pipelines of a table together, because a change costs IMAGE_ROW_S
+(measured) before it is known whom it concerns."""
 
 
 @dataclass(eq=False, slots=True)
@@ -301,7 +304,7 @@ class Engine:
         if new.replica_version != old.replica_version:
             result.reset = True
             return result
-        batch = read_batch(old, new, self._router.watched())
+        batch = read_batch(old, new, self._router.watched(), self._recomputes)
         if batch.reset:
             result.reset = True
             return result
@@ -312,6 +315,14 @@ class Engine:
             if delta:
                 self._encode(pipeline, delta, old, new, result)
         return result
+
+    def _recomputes(self, table: str, rows: int) -> bool:
+        """Whether to recompute everything that reads ``table`` instead of looking at ``rows``
+        changed rows one by one."""
+        if rows < REHYDRATE_MIN_ROWS:
+            return False
+        seconds = sum(pipeline.hydration_s for pipeline in self._router.readers(table))
+        return rows * IMAGE_ROW_S > REHYDRATE_MARGIN * seconds
 
     def _deltas(self, batch: Batch, new: SnapshotReader) -> dict[Pipeline, Delta]:
         deltas: dict[Pipeline, Delta] = {}
