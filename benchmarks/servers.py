@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -88,6 +88,11 @@ class Server:
         return f"http://127.0.0.1:{self._port}"
 
     @property
+    def pid(self) -> int:
+        assert self._process is not None, "the server does not run"
+        return self._process.pid
+
+    @property
     def log_path(self) -> Path:
         return self._dir / "log"
 
@@ -96,7 +101,7 @@ class Server:
         began = time.monotonic()
         with self.log_path.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                *command, env=self._environment(), cwd=self._dir,
+                *command, env=self.environment(), cwd=self._dir,
                 stdout=log, stderr=log, start_new_session=True, preexec_fn=die_with_parent,
             )  # fmt: skip
         await self._wait_ready(self._process)
@@ -118,19 +123,26 @@ class Server:
         for child in psutil.wait_procs(tree, timeout=1)[1]:
             child.kill()
 
-    def usage(self) -> Usage:
+    def usage(self, parts: Sequence[str] = ("",), *, shared: bool = True) -> Usage:
+        """What the server's processes hold; only those whose command line has one of ``parts``.
+
+        ``shared=False`` leaves the proportional size out: the kernel takes its time over it.
+        """
         assert self._process is not None, "the server does not run"
         rss = pss = cpu = 0.0
-        tree = self._tree(self._process.pid)
-        for process in tree:
+        count = 0
+        for process in self._tree(self._process.pid):
             try:
-                memory, times = process.memory_full_info(), process.cpu_times()
+                if not any(part in word for part in parts for word in process.cmdline()):
+                    continue
+                times = process.cpu_times()
+                rss += process.memory_info().rss
+                pss += process.memory_full_info().pss if shared else 0
             except psutil.NoSuchProcess:
                 continue  # ended between listing and looking
-            rss += memory.rss
-            pss += memory.pss
+            count += 1
             cpu += times.user + times.system
-        return Usage(len(tree), rss / 1e6, pss / 1e6, cpu)
+        return Usage(count, rss / 1e6, pss / 1e6, cpu)
 
     def replica_mb(self) -> float:
         return sum(file.stat().st_size for file in self._dir.glob("replica.db*")) / 1e6
@@ -155,7 +167,7 @@ class Server:
                 [self.app_id],
             )
 
-    def _environment(self) -> dict[str, str]:
+    def environment(self) -> dict[str, str]:
         # Nothing inherited may configure a server: ZERO_* of the caller's shell is dropped.
         inherited = {
             name: value for name, value in os.environ.items() if not name.startswith("ZERO_")

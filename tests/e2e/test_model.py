@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import PostgresCluster
 from tests.fuzz.model import run_plan
-from tests.fuzz.model_run import Count, make_plan
+from tests.fuzz.model_plan import Choice, Count, make_plan
 
 _GROUPS = 3
 
@@ -24,7 +24,7 @@ def test_every_client_shows_what_postgresql_answers(
     postgres: PostgresCluster, tmp_path: Path, fixed_seed: str | None, length: int, kill: bool
 ) -> None:
     seed = fixed_seed or f"{random.SystemRandom().getrandbits(32):08x}"
-    plan = make_plan(seed, length, _GROUPS, kill=kill)
+    plan = make_plan(seed, Choice(length, _GROUPS, kill))
     count = Count()
     problem = run_plan(plan, postgres, tmp_path / "episode", count)
     print(f"seed {seed}: {count}")

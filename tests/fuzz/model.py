@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import random
 import shutil
 import signal
@@ -22,7 +21,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from tests.conftest import PostgresCluster, destroy_cluster, make_cluster
-from tests.fuzz.model_run import Action, Count, Episode, Plan, make_plan
+from tests.fuzz.model_plan import STORES, Action, Choice, Count, Plan, make_plan
+from tests.fuzz.model_run import Episode
 
 _LENGTH = 120
 _SHRINK_SECONDS = 240.0
@@ -42,7 +42,7 @@ def run_plan(plan: Plan, cluster: PostgresCluster, folder: Path, count: Count) -
     try:
         asyncio.run(play(cluster.url_of(name)))
     except Exception as error:
-        (folder / "plan.json").write_text(_to_json(plan))
+        (folder / "plan.json").write_text(plan.to_json())
         (folder / "error").write_text(traceback.format_exc())
         return f"{type(error).__name__}: {error}"
     finally:
@@ -73,15 +73,6 @@ def _without(actions: tuple[Action, ...], size: int) -> Iterator[tuple[Action, .
         yield actions[:start] + actions[start + size :]
 
 
-def _to_json(plan: Plan) -> str:
-    return json.dumps(plan.__dict__)
-
-
-def _from_json(text: str) -> Plan:
-    data = json.loads(text)
-    return Plan(data["seed"], data["groups"], data["queries"], tuple(data["actions"]))
-
-
 def _report(plan: Plan, problem: str, cluster: PostgresCluster, folder: Path) -> None:
     print(f"\nFAILURE, seed {plan.seed}, evidence in {folder}\n{problem}", flush=True)
     number = 0
@@ -92,22 +83,22 @@ def _report(plan: Plan, problem: str, cluster: PostgresCluster, folder: Path) ->
         return run_plan(smaller, cluster, folder / f"shrink{number}", Count()) is not None
 
     small = shrink(plan, fails, _SHRINK_SECONDS)
-    (folder / "small.json").write_text(_to_json(small))
+    (folder / "small.json").write_text(small.to_json())
     print(f"cut down from {len(plan.actions)} to {len(small.actions)} actions:")
     print("\n".join(map(str, small.actions)), flush=True)
 
 
 def check(
-    minutes: float, seed: str, groups: int, *, kill: bool, failures: int = 1, cut: bool = True
+    minutes: float, seed: str, allowed: list[Choice], *, failures: int = 1, cut: bool = True
 ) -> int:
-    """Episodes until the time is over; the number of those that failed."""
+    """Episodes until the time is over, of each kind in turn; the number of those that failed."""
     base = Path(tempfile.mkdtemp(prefix="zerocache-model-"))
     cluster, count, failed, number = make_cluster(max_connections="200"), Count(), 0, 0
     start = time.monotonic()
     print(f"seed {seed}, {minutes:g} minutes, folder {base}", flush=True)
     try:
         while time.monotonic() - start < minutes * 60 and failed < failures:
-            plan = make_plan(f"{seed}:{number}", _LENGTH, groups, kill=kill)
+            plan = make_plan(f"{seed}:{number}", allowed[number % len(allowed)])
             folder = base / f"episode{number}"
             problem = run_plan(plan, cluster, folder, count)
             number += 1
@@ -130,7 +121,7 @@ def _replay(path: Path) -> int:
     folder = Path(tempfile.mkdtemp(prefix="zerocache-model-"))
     cluster = make_cluster(max_connections="200")
     try:
-        problem = run_plan(_from_json(path.read_text()), cluster, folder, Count())
+        problem = run_plan(Plan.from_json(path.read_text()), cluster, folder, Count())
     finally:
         destroy_cluster(cluster)
     print(f"{problem}\nevidence in {folder}" if problem else "no failure")
@@ -141,7 +132,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m tests.fuzz.model")
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--seed", default=None, help="printed by every run; default: random")
-    parser.add_argument("--clients", type=int, default=10, help="at most; three in a group")
+    parser.add_argument("--groups", type=int, default=4, help="of three clients, or of ten")
+    parser.add_argument(
+        "--store", choices=STORES, action="append", help="where view records are; may be repeated"
+    )
+    parser.add_argument("--two", action="store_true", help="sometimes with a second view-syncer")
     parser.add_argument("--no-kill", action="store_true", help="nothing is killed or restarted")
     parser.add_argument("--failures", type=int, default=1, help="stop after so many")
     parser.add_argument("--no-shrink", action="store_true", help="do not cut failures down")
@@ -151,11 +146,13 @@ def main() -> int:
     if options.replay is not None:
         return _replay(options.replay)
     seed = options.seed or f"{random.SystemRandom().getrandbits(32):08x}"
-    groups = max(1, -(-options.clients // 3))
+    allowed = [
+        Choice(_LENGTH, options.groups, not options.no_kill, store, options.two)
+        for store in options.store or STORES[:1]
+    ]
     failed = check(
-        options.minutes, seed, groups, kill=not options.no_kill,
-        failures=options.failures, cut=not options.no_shrink,
-    )  # fmt: skip
+        options.minutes, seed, allowed, failures=options.failures, cut=not options.no_shrink
+    )
     return 1 if failed else 0
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import socket
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,10 +23,9 @@ _RETRY_S = 0.1
 _CONNECT_TIMEOUT_S = 60.0
 # Everything else makes the stock client drop its data or stop.
 _RETRIED_KINDS = frozenset({"Rehome", "Rebalance"})
-
-
-class Broken(Exception):
-    """The server did what it promised not to do."""
+# Only while the database is cut off now and then.
+_OVERLOADED = "ServerOverloaded"
+_SAVED = 6
 
 
 @dataclass
@@ -43,15 +43,22 @@ class Seen:
 
 @dataclass
 class Group:
-    """``queries`` by hash; ``doubtful``: hashes some client that vanished may still desire."""
+    """``queries`` by hash; ``doubtful``: hashes that some client that nobody hears of may still
+    desire; ``saved``: what pages stored at some time, the newest last; ``permitted`` once the
+    server has the permissions, without which it shows no row."""
 
     id: str
     variant: int
     queries: dict[str, DesiredQuery]
     tabs: list[Tab] = field(default_factory=list)
-    saved: SyncState | None = None
+    saved: list[SyncState] = field(default_factory=list)
     doubtful: set[str] = field(default_factory=set)
     made: int = 0
+    permitted: bool = False
+
+    def save(self, state: SyncState) -> None:
+        self.saved.append(state)
+        del self.saved[:-_SAVED]
 
 
 class ModelClient(SyncClient):
@@ -59,6 +66,12 @@ class ModelClient(SyncClient):
 
     deletes: tuple[str, ...] = ()
     active: tuple[str, ...] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # Little is under way to a client that does not read: the rest waits in the server.
+        sock: socket.socket = transport.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32 * 1024)
+        super().connection_made(transport)
 
     def _init_body(self) -> dict[str, Any]:
         body = super()._init_body()
@@ -82,12 +95,14 @@ class Tab:
 
     def __init__(
         self,
-        url: str,
+        urls: list[str],
         group: Group,
         state: SyncState,
         version: int,
         on_seen: Callable[[Seen], None],
         on_broken: Callable[[Tab, Exception], None],
+        *,
+        overload: bool,
     ) -> None:
         group.made += 1
         self.id = f"{group.id}c{group.made}"
@@ -96,15 +111,19 @@ class Tab:
         self.wanted: set[str] = set()
         self.ever_wanted: set[str] = set()
         self.pokes = 0
+        self.connections = 0
+        # How often all may come to rest without this one.
+        self.away = 0
         # Since the last look: a lost connection may have swallowed changes of queries.
         self.was_interrupted = True
         self.client: ModelClient | None = None
         # The connection that has said all that was wanted when it was made.
         self._live: ModelClient | None = None
-        self._url = url
+        self._urls = urls
         self._version = version
         self._on_seen = on_seen
         self._on_broken = on_broken
+        self._retried = _RETRIED_KINDS | ({_OVERLOADED} if overload else set())
         self._send_active = False
         self._keeper: asyncio.Task[None] | None = None
 
@@ -115,6 +134,7 @@ class Tab:
         return self._keeper is not None
 
     def go_online(self, *, tell_active: bool = False) -> None:
+        self.away = 0
         self._send_active |= tell_active
         if self._keeper is None:
             self._keeper = asyncio.create_task(self._keep())
@@ -180,7 +200,7 @@ class Tab:
                 lost: Exception = error
             except ServerError as error:
                 lost = error
-                if error.kind not in _RETRIED_KINDS:
+                if error.kind not in self._retried:
                     self._on_broken(self, error)
                     return
             except ProtocolViolation as error:
@@ -191,8 +211,10 @@ class Tab:
 
     async def _connection(self) -> None:
         desired = self.state.desired.get(self.id, set())
+        self.connections += 1
         client = ModelClient(
-            self._url,
+            # One after the other, and tabs of a group not the same at the same time.
+            self._urls[(self.connections + self.group.made) % len(self._urls)],
             self.state.schema,
             [self.group.queries[h] for h in sorted(self.wanted - desired)],
             client_id=self.id,
@@ -222,6 +244,8 @@ class Tab:
         beat = self.state.rows.get(("beat", (1,)))
         if beat is not None:
             self._on_seen(self.seen(beat["n"]))
+        elif "beat" in self.state.got and self.group.permitted:
+            raise ProtocolViolation("the query 'beat' is got, but its only row is not there")
         elif self.state.rows and not self.state.got:
             raise ProtocolViolation(f"{len(self.state.rows)} rows, but no query is got")
 

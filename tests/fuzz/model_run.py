@@ -9,80 +9,27 @@ PostgreSQL at exactly the state that they show.
 from __future__ import annotations
 
 import asyncio
+import copy
 import os
 import random
-import re
 from collections import deque
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import psutil
 
 from benchmarks.protocol_client import DesiredQuery, ast_query
 from benchmarks.sync_state import SyncState
-from tests.e2e.node import Node
 from tests.fuzz import model_world as world
-from tests.fuzz.model_clients import Broken, Group, Seen, Tab
+from tests.fuzz.model_clients import Group, Seen, Tab
+from tests.fuzz.model_plan import Count, Plan
+from tests.fuzz.model_server import Broken, Server
 from tests.fuzz.model_upstream import Rows, Upstream
 from zerocache.zql import ast
 
-Action = list[Any]
-"""``[name, delay in ms, *arguments]``, plain JSON. Arguments are numbers, taken modulo what there
-is, so that any subset of a list of actions is again a list of actions."""
-
 _QUIET_TIMEOUT_S = 60.0
-_QUEUED = 40
+_QUEUED = 120
 _TTLS = (0, 0, 200, 300_000, None)
-_ALARMS = re.compile(
-    r"client_group_failed|connection_crashed|worker_failed|Traceback \(most recent call last\)"
-)
-
-
-@dataclass
-class Count:
-    """What has been done and compared so far."""
-
-    episodes: int = 0
-    actions: int = 0
-    beats: int = 0
-    pokes: int = 0
-    compared: int = 0
-    skipped: int = 0
-    quiet: int = 0
-    kills: int = 0
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Everything that makes an episode: replaying it repeats all but the timing."""
-
-    seed: str
-    groups: int
-    queries: int
-    actions: tuple[Action, ...]
-
-
-def make_plan(seed: str, length: int, groups: int, *, kill: bool) -> Plan:
-    choose = random.Random(seed)
-    names = (
-        ["write"] * 30 + ["put"] * 18 + ["del"] * 10 + ["swap"] * 6 + ["offline"] * 6
-        + ["online"] * 6 + ["online_active"] * 2 + ["new"] * 4 + ["new_saved"] * 2 + ["save"] * 2
-        + ["vanish"] * 1 + ["delete"] * 2 + ["stall"] * 3 + ["flicker"] * 2 + ["quiet"] * 5
-    )  # fmt: skip
-    if choose.random() < 0.4:
-        # A storm: queries start and stop all the time while bursts of writes go on.
-        names = ["write"] * 20 + ["swap"] * 30 + ["flicker"] * 5 + ["offline", "online"] * 4
-        names += ["new", "vanish", "quiet"] * 2
-    if kill:
-        names += ["kill_worker"] * 2 + ["kill_replicator", "kill_node", "restart"]
-    actions: list[Action] = []
-    for i in range(length):
-        delay = choose.choice([0, 0, 0, 1, 3, 10, 30, 100])
-        numbers = [choose.randrange(1_000) for _ in range(3)]
-        actions.append([choose.choice(names), delay, f"{seed}/{i}", *numbers])
-    return Plan(seed, groups, choose.choice([6, 10, 14]), tuple(actions))
 
 
 class Episode:
@@ -94,9 +41,7 @@ class Episode:
         self._count = count
         self._app_id = f"model_{os.urandom(4).hex()}"
         folder.mkdir(parents=True, exist_ok=True)
-        settings = {"ZERO_QUERY_URL": "", "ZERO_MUTATE_URL": ""}
-        settings |= {"ZERO_CVR_MAX_CONNS": "6", "NODE_ENV": "production"}
-        self.node = Node(folder, database, self._app_id, "", kind="zerocache", settings=settings)
+        self._server = Server(folder, database, self._app_id, plan.store, two=plan.two)
         self._groups: list[Group] = []
         self._asts: dict[str, ast.Query] = {}
         self._seen: deque[Seen] = deque()
@@ -115,7 +60,7 @@ class Episode:
     async def run(self) -> None:
         self._upstream = await asyncio.to_thread(Upstream, self._database, self._app_id)
         try:
-            await asyncio.to_thread(self.node.start)
+            await asyncio.to_thread(self._server.start)
             await asyncio.to_thread(self._upstream.deploy_permissions)
             self._make_groups()
             self._spawn(self._write())
@@ -127,21 +72,20 @@ class Episode:
                 await asyncio.wait([work])
                 self._broken.result()
             await work
-            self._check_log()
+            self._server.check_log(cuts=self._plan.has_cuts)
         finally:
             await self._close()
 
     async def _close(self) -> None:
         for group in self._groups:
             for tab in group.tabs:
-                self._count.pokes += tab.pokes
+                self._counted(tab)
                 await tab.go_offline()
         for task in [*self._background, *self._restarts]:
             task.cancel()
         await asyncio.gather(*self._background, *self._restarts, return_exceptions=True)
         async with self._node_lock:
-            if self.node.process is not None:
-                await asyncio.to_thread(self.node.kill9)
+            await asyncio.to_thread(self._server.end)
         self._count.beats += self._upstream.beat
         await asyncio.to_thread(self._upstream.close)
         if self._broken.done():
@@ -194,7 +138,10 @@ class Episode:
     def _new_tab(self, group: Group, state: SyncState | None, number: int) -> None:
         state = state or SyncState(self._upstream.schemas.declared[group.variant])
         version = (51, 52, 51, 45)[number % 4]
-        tab = Tab(self.node.url, group, state, version, self._on_seen, self._on_broken)
+        tab = Tab(
+            self._server.urls, group, state, version, self._on_seen, self._on_broken,
+            overload=self._plan.has_cuts,
+        )  # fmt: skip
         tab.wanted = {"beat"}
         names = sorted(group.queries)
         tab.want(names[(number + step) % len(names)] for step in (0, 5))
@@ -215,6 +162,8 @@ class Episode:
 
     async def _act(self) -> None:
         await self._quiet()
+        for group in self._groups:
+            group.permitted = True
         for action in self._plan.actions:
             name, delay, seed, *numbers = action
             self._count.actions += 1
@@ -224,15 +173,30 @@ class Episode:
                 self._writes.put_nowait((seed, (1, 1, 2, 3, 8, 25)[numbers[1] % 6]))
             elif name == "quiet":
                 await self._quiet()
-            elif name in ("kill_worker", "kill_replicator", "kill_node", "restart"):
+            elif name.startswith(("kill_", "cut_", "restart")):
                 self._note(name)
-                self._count.kills += 1
+                self._count.kills += not name.startswith("cut_")
+                self._count.cuts += name.startswith("cut_")
                 self._restarts.append(
                     asyncio.create_task(self._guard(self._disturb(name, numbers[1])))
                 )
+            elif name == "storm":
+                await self._storm()
             else:
                 await self._client_action(name, group, numbers[1], numbers[2])
+        for tab in self._tabs():
+            tab.away = 0
         await self._quiet()
+
+    def _tabs(self) -> list[Tab]:
+        return [tab for group in self._groups for tab in group.tabs]
+
+    async def _storm(self) -> None:
+        """Everybody's network fails and comes back."""
+        online = [tab for tab in self._tabs() if tab.online]
+        await asyncio.gather(*(tab.go_offline() for tab in online))
+        for tab in online:
+            tab.go_online()
 
     async def _client_action(self, name: str, group: Group, a: int, b: int) -> None:
         tab = group.tabs[a % len(group.tabs)]
@@ -256,50 +220,63 @@ class Episode:
             case "online" | "online_active":
                 if not tab.online:
                     tab.go_online(tell_active=name == "online_active")
-            case "new" | "new_saved":
-                if len(group.tabs) < 3:
-                    state = group.saved if name == "new_saved" else None
-                    group.saved = None if name == "new_saved" else group.saved
-                    self._new_tab(group, state, b)
+            case "leave":
+                await self._leave(tab, b)
+            case "new":
+                self._join(group, None, b)
+            case "new_saved":
+                self._join(group, group.saved[a % len(group.saved)] if group.saved else None, b)
+            case "reload":
+                state = tab.copy_of_state()
+                await self._remove(group, tab, tell=False, at_least=1)
+                self._new_tab(group, state, b)
+                group.tabs[-1].go_online(tell_active=b % 2 == 0)
             case "save":
-                group.saved = tab.copy_of_state()
+                group.save(tab.copy_of_state())
             case "stall":
                 tab.stall(0.1 + b / 1000)
+            case "flood":
+                tab.stall(2)
+                self._writes.put_nowait((f"flood/{a}/{b}", 8))
             case "vanish" | "delete":
-                await self._remove(group, tab, tell=name == "delete")
+                await self._remove(group, tab, tell=name == "delete", at_least=2)
 
-    async def _remove(self, group: Group, tab: Tab, *, tell: bool) -> None:
+    def _join(self, group: Group, state: SyncState | None, number: int) -> None:
+        if len(group.tabs) < self._plan.tabs:
+            self._new_tab(group, copy.deepcopy(state), number)
+
+    async def _leave(self, tab: Tab, number: int) -> None:
+        """A closed laptop: the others come to rest without it, several times."""
+        tab.away = 1 + number % 3
+        tab.group.doubtful |= tab.ever_wanted
+        await tab.go_offline()
+
+    async def _remove(self, group: Group, tab: Tab, *, tell: bool, at_least: int) -> None:
         """A page goes away for good; perhaps another one tells the server."""
-        if len(group.tabs) < 2:
+        if len(group.tabs) < at_least:
             return
         group.tabs.remove(tab)
-        self._count.pokes += tab.pokes
+        self._counted(tab)
         await tab.go_offline()
         # Which of its messages arrived is not known, nor whether this one will.
         group.doubtful |= tab.ever_wanted
         if tell:
             group.tabs[0].send_delete_clients([tab.id, "never-heard-of"])
 
+    def _counted(self, tab: Tab) -> None:
+        self._count.pokes += tab.pokes
+        self._count.connections += tab.connections
+
     async def _disturb(self, name: str, number: int) -> None:
         async with self._node_lock:
-            if name == "kill_node":
-                await asyncio.to_thread(self.node.kill9)
-                await asyncio.to_thread(self.node.start)
-            elif name == "restart":
-                if await asyncio.to_thread(self.node.stop) != 0:
-                    raise Broken("the node did not end with 0 after SIGTERM")
-                await asyncio.to_thread(self.node.start)
-            else:
-                part = "view_syncer" if name == "kill_worker" else "replication_manager"
-                victims = [p for p in self.node.processes()[1:] if _runs(p, part)]
-                if victims:
-                    victims[number % len(victims)].kill()
+            await asyncio.to_thread(self._server.disturb, name, number)
 
     async def _write(self) -> None:
         while True:
             seed, transactions = await self._writes.get()
             for i in range(transactions):
-                statements = world.transaction(f"{seed}/{i}")
+                wide = seed.startswith("flood/")
+                statements = world.wide(i) if wide else world.transaction(f"{seed}/{i}")
                 group = self._groups[len(seed) % len(self._groups)]
                 mutation = (group.id, group.tabs[0].id) if i % 3 == 0 else None
                 beat = await asyncio.to_thread(self._upstream.write, statements, mutation)
@@ -362,10 +339,13 @@ class Episode:
         await asyncio.gather(*self._restarts)
         self._restarts.clear()
         await asyncio.to_thread(self._upstream.write, [])
-        tabs = [tab for group in self._groups for tab in group.tabs]
-        for tab in tabs:
-            tab.resume()
-            tab.go_online()
+        tabs = []
+        for tab in self._tabs():
+            tab.away -= tab.away > 0
+            if not tab.away:
+                tabs.append(tab)
+                tab.resume()
+                tab.go_online()
         deadline = asyncio.get_running_loop().time() + _QUIET_TIMEOUT_S
         for tab in tabs:
             while (why := self._restless(tab)) is not None:
@@ -394,24 +374,12 @@ class Episode:
         desired = state.desired.get(tab.id, set())
         if desired != tab.wanted:
             return f"desired {sorted(desired)}, wanted {sorted(tab.wanted)}"
-        needed = {h for other in group.tabs for h in other.wanted}
+        needed = {h for other in group.tabs if not other.away for h in other.wanted}
         if not needed <= state.got:
             return f"not got: {sorted(needed - state.got)}"
         expired = {h for h, q in group.queries.items() if q.ttl_ms is not None and q.ttl_ms < 1000}
         late = (state.got & expired) - needed - group.doubtful
         return f"not expired: {sorted(late)}" if late else None
-
-    def _check_log(self) -> None:
-        for line in self.node.log.read_text(errors="replace").splitlines():
-            if _ALARMS.search(line):
-                raise Broken(f"the node's log has: {line[:2000]}")
-
-
-def _runs(process: psutil.Process, part: str) -> bool:
-    try:
-        return any(part in word for word in process.cmdline())
-    except psutil.NoSuchProcess:
-        return False
 
 
 def _plain(query: ast.Query) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from zerocache.zql import ast
 from zerocache.zql.postgres_types import PostgresTable
 
 Rows = dict[tuple[str, tuple[Any, ...]], dict[str, Any]]
-_SNAPSHOTS = 20
+_SNAPSHOTS = 40
 
 
 @dataclass

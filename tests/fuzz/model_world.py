@@ -107,6 +107,12 @@ def transaction(seed: str) -> list[str]:
     return [s for _ in range(choose.choice([1, 1, 2, 4, 10])) for s in _small(choose)]
 
 
+def wide(number: int) -> list[str]:
+    """One of a series that sends much to whoever asks for nodes; the last leaves little behind."""
+    size = 60_000 if number < 7 else 1
+    return [f"UPDATE node SET m = to_jsonb(repeat('{number}', {size})) WHERE x < 5"]
+
+
 def _node(choose: random.Random) -> str:
     return f"'n{choose.randrange(NODES + 20)}'"
 
@@ -164,6 +170,9 @@ def _bulk(choose: random.Random) -> str:
             f"UPDATE item SET s = {text} WHERE k = {x}",
             f"UPDATE item SET k = (k + 1) % {XS} WHERE id BETWEEN {low} AND {low + 600}",
             f"DELETE FROM item WHERE id BETWEEN {low} AND {low + 300}",
+            f"UPDATE item SET k = (k + {x}) % {XS}",
+            f"INSERT INTO item SELECT i, 'c' || i, 'n' || i % {NODES}, i % {XS}, {text} "
+            f"FROM generate_series(0, {ITEMS} - 1) i ON CONFLICT DO NOTHING",
             f"INSERT INTO item SELECT i, 'c' || i, 'n' || i % {NODES}, i % {XS}, {text} "
             f"FROM generate_series({low}, {low + 500}) i ON CONFLICT DO NOTHING",
             f"UPDATE node SET b = NOT b WHERE x = {x}",

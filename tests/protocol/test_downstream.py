@@ -30,6 +30,7 @@ def test_control_messages() -> None:
 
 
 def test_poke_brackets() -> None:
+    """sync-protocol.md §10 #22"""
     assert parsed(downstream.poke_start("01", None)) == [
         "pokeStart",
         {"pokeID": "01", "baseCookie": None},

@@ -117,6 +117,7 @@ def init_message(args: list[Any]) -> list[Any]:
 
 
 def test_subprotocol_round_trip_with_any_script() -> None:
+    """sync-protocol.md §10 #4"""
     header = encode_subprotocol("tökén", init_message(["😀 漢字", "é"]))
     decoded = decode_subprotocol(header)
     assert decoded.raw == header
@@ -140,6 +141,7 @@ def test_subprotocol_loses_nothing(token: str, args: list[str]) -> None:
 
 
 def test_a_mebibyte_in_the_header() -> None:
+    """sync-protocol.md §10 #4"""
     token = "x" * (1 << 20)
     assert decode_subprotocol(encode_subprotocol(token)).auth_token == token
 

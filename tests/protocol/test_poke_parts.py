@@ -78,6 +78,7 @@ def test_one_part_holds_all_kinds_in_order() -> None:
 
 
 def test_chunks_carry_the_same_bodies_as_parts() -> None:
+    """sync-protocol.md §10 #25"""
     parts, chunks = poke_parts("4ewakg:01", 51), poke_parts("4ewakg:01", 52)
     assert (parts.binary, chunks.binary) == (False, True)
     fill(parts)
@@ -88,11 +89,13 @@ def test_chunks_carry_the_same_bodies_as_parts() -> None:
 
 
 def test_an_empty_poke_has_no_parts_and_one_empty_chunk() -> None:
+    """sync-protocol.md §10 #27"""
     assert PokeParts("p").finish() == []
     assert PokeChunks("p").finish() == [b"\x00[]"]
 
 
 def test_101_rows_make_parts_of_100_and_1() -> None:
+    """sync-protocol.md §10 #23"""
     parts = PokeParts("p")
     parts.add_rows([row(n) for n in range(101)])
     assert len(parts.take()) == 1
@@ -115,6 +118,7 @@ def test_every_kind_counts_towards_the_100() -> None:
 
 
 def test_three_rows_of_600000_characters_make_parts_of_2_and_1() -> None:
+    """sync-protocol.md §10 #24"""
     parts = PokeParts("p")
     parts.add_rows([sized_row(600_000)] * 3)
     assert [len(b["rowsPatch"]) for b in bodies(parts.finish())] == [2, 1]
@@ -137,6 +141,7 @@ def test_text_is_measured_in_characters() -> None:
 
 
 def test_a_row_of_10_mib_is_split_into_11_frames() -> None:
+    """sync-protocol.md §10 #26"""
     chunks = PokeChunks("p")
     chunks.add_rows([sized_row(10 * (1 << 20))])
     frames = chunks.take() + chunks.finish()
@@ -167,6 +172,7 @@ rows = st.lists(st.tuples(st.integers(0, 9), texts), max_size=250)
 def test_slices_join_to_the_rows_and_never_split_a_character(
     values: list[tuple[int, str]], chunk_bytes: int, as_bytes: bool
 ) -> None:
+    """sync-protocol.md §10 #26"""
     encoded = [row(number, text) for number, text in values]
     parts, chunks = PokeParts("p"), PokeChunks("p", chunk_bytes)
     for target in (parts, chunks):

@@ -47,6 +47,25 @@ def test_huge_transaction_is_not_held_in_memory(connection: apsw.Connection) -> 
     assert positions(connection) == list(range(24_901, 25_001))
 
 
+def test_the_rows_of_a_mass_change_are_not_named(connection: apsw.Connection) -> None:
+    log = ChangeLog(connection, keep=200_000)
+    record(log, 120_000)
+    log.version = "121"
+    log.record("task", 7, "s")
+    log.record("note", 7, "s")
+    log.version = None
+    # Rows are named until it is clear that there are too many, then no more.
+    assert log.finish(0, 0) == (50_003, 0)
+    rows = 'SELECT version, "table", row, op FROM "_zero.changeLog" WHERE pos > 50000'
+    assert connection.execute(rows).fetchall() == [
+        ("120", "task", 0, "t"),
+        ("121", "task", 0, "t"),
+        ("121", "note", 7, "s"),
+    ]
+    record(log, 3)
+    assert log.finish(50_003, 0) == (50_006, 0)
+
+
 def test_trimming_waits_until_it_is_worth_it(connection: apsw.Connection) -> None:
     log = ChangeLog(connection, keep=32)
     record(log, 34)

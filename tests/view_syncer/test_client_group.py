@@ -74,6 +74,7 @@ async def refused(client: TestClient) -> ServerError:
 
 
 async def test_new_group_is_poked_its_desires_and_then_its_rows(server: Server) -> None:
+    """sync-protocol.md §10 #13"""
     client = await server.connected(ALL_TASKS)
     assert cookies(client) == [(None, "00:01"), ("00:01", server.replica.version)]
     first, second = client.pokes
@@ -87,6 +88,7 @@ async def test_new_group_is_poked_its_desires_and_then_its_rows(server: Server) 
 async def test_new_group_without_queries_is_poked_and_then_hears_of_its_mutations(
     server: Server,
 ) -> None:
+    """sync-protocol.md §10 #14, #15"""
     client = await server.connected()
     assert cookies(client) == [(None, "00:01")]
     version = server.replica.set_last_mutation_id("g", client.client_id, 1)
@@ -97,11 +99,13 @@ async def test_new_group_without_queries_is_poked_and_then_hears_of_its_mutation
 
 
 async def test_new_group_without_schema_is_refused(server: Server) -> None:
+    """sync-protocol.md §10 #12"""
     error = await refused(server.client(init={"clientSchema": None}))
     assert error.kind == "InvalidConnectionRequest"
 
 
 async def test_unknown_group_with_a_cookie_is_not_found(server: Server) -> None:
+    """sync-protocol.md §10 #34"""
     client = server.client()
     client.state.cookie = "00:02"
     assert (await refused(client)).kind == "ClientNotFound"
@@ -111,6 +115,7 @@ async def test_unknown_group_with_a_cookie_is_not_found(server: Server) -> None:
 async def test_unreadable_cookie_is_refused_and_the_server_survives(
     server: Server, cookie: str
 ) -> None:
+    """sync-protocol.md §10 #35"""
     client = server.client()
     client.state.cookie = cookie
     assert (await refused(client)).kind == "InvalidConnectionRequestBaseCookie"
@@ -119,6 +124,7 @@ async def test_unreadable_cookie_is_refused_and_the_server_survives(
 
 @pytest.mark.parametrize("cookie", ["zz", "01:0z"])
 async def test_cookie_ahead_of_a_running_group_is_refused(server: Server, cookie: str) -> None:
+    """sync-protocol.md §10 #35"""
     current = await server.connected(ALL_TASKS)
     if cookie == "zz":
         cookie = lexi_encode(10_000)
@@ -129,6 +135,7 @@ async def test_cookie_ahead_of_a_running_group_is_refused(server: Server, cookie
 
 
 async def test_another_schema_for_the_same_group_is_refused(server: Server) -> None:
+    """sync-protocol.md §10 #62"""
     await server.connected(ALL_TASKS)
     other = {"tables": {"task": {"columns": {"id": {"type": "string"}}, "primaryKey": ["id"]}}}
     error = await refused(server.client(init={"clientSchema": other}))
@@ -161,6 +168,7 @@ async def test_refused_query_change_is_applied_not_even_in_part(server: Server) 
 
 
 async def test_update_and_delete_in_one_transaction_are_one_poke(server: Server) -> None:
+    """sync-protocol.md §10 #17"""
     client = await server.connected(ALL_TASKS)
     version = server.replica.write(edit_task("a", title="A2"), delete_task("b"))
     await client.wait_cookie(version)
@@ -171,6 +179,7 @@ async def test_update_and_delete_in_one_transaction_are_one_poke(server: Server)
 
 
 async def test_transaction_nobody_sees_is_skipped(server: Server) -> None:
+    """sync-protocol.md §10 #16"""
     client = await server.connected(ALL_TASKS)
     before = client.state.cookie
     server.replica.write(put_tag("t"))
@@ -180,6 +189,7 @@ async def test_transaction_nobody_sees_is_skipped(server: Server) -> None:
 
 
 async def test_truncated_table_is_one_poke_of_deletions(server: Server) -> None:
+    """sync-protocol.md §10 #18"""
     client = await server.connected(ALL_TASKS)
     version = server.replica.write(lambda w: w.truncate(["task"]))
     await client.wait_cookie(version)
@@ -187,6 +197,7 @@ async def test_truncated_table_is_one_poke_of_deletions(server: Server) -> None:
 
 
 async def test_row_that_leaves_and_returns_in_one_transaction_stays(server: Server) -> None:
+    """sync-protocol.md §10 #52"""
     client = await server.connected(ALL_TASKS)
     server.replica.write(delete_task("a"), put_task("a", title="new"), put_task("x"))
     version = server.replica.write(put_task("y"), delete_task("y"), put_task("z"))
@@ -196,6 +207,7 @@ async def test_row_that_leaves_and_returns_in_one_transaction_stays(server: Serv
 
 
 async def test_mutation_results_are_put_and_deleted(server: Server, app_id: str) -> None:
+    """sync-protocol.md §10 #29"""
     client = await server.connected()
     name = f"{app_id}_0.mutations"
     key: dict[str, Any] = {"clientGroupID": "g", "clientID": client.client_id, "mutationID": 1}
@@ -213,6 +225,7 @@ async def test_mutation_results_are_put_and_deleted(server: Server, app_id: str)
 
 
 async def test_rows_shared_by_two_queries_stay_while_one_wants_them(server: Server) -> None:
+    """sync-protocol.md §10 #51"""
     one = task_where(title="A")
     client = await server.connected(ALL_TASKS, one)
     client.send(
@@ -227,6 +240,7 @@ async def test_rows_shared_by_two_queries_stay_while_one_wants_them(server: Serv
 
 
 async def test_largest_exact_numbers_are_sent_as_numbers(server: Server) -> None:
+    """sync-protocol.md §10 #28"""
     server.replica.write(put_task("p", n=2**53 - 1), put_task("q", n=1 - 2**53))
     client = await server.connected(ALL_TASKS)
     rows = client.state.table("task")
@@ -235,6 +249,7 @@ async def test_largest_exact_numbers_are_sent_as_numbers(server: Server) -> None
 
 
 async def test_unsafe_number_at_hydration_ends_who_wants_it_once(server: Server) -> None:
+    """sync-protocol.md §10 #28"""
     server.replica.write(put_task("big", title="big", n=2**53))
     other = await server.connected(task_where(title="A"))
     error = await refused(server.client(ALL_TASKS))
@@ -251,6 +266,7 @@ async def test_unsafe_number_at_hydration_ends_who_wants_it_once(server: Server)
 async def test_unsafe_number_in_an_advance_ends_who_wants_it_and_spares_the_rest(
     server: Server,
 ) -> None:
+    """sync-protocol.md §10 #28"""
     victim = await server.connected(ALL_TASKS)
     other = await server.connected(task_where(title="A"))
     version = server.replica.write(put_task("big", n=2**53), edit_task("a", done=1))
@@ -262,6 +278,7 @@ async def test_unsafe_number_in_an_advance_ends_who_wants_it_and_spares_the_rest
 
 
 async def test_unsafe_last_mutation_id_ends_the_group(server: Server) -> None:
+    """sync-protocol.md §10 #28"""
     client = await server.connected(ALL_TASKS)
     server.replica.set_last_mutation_id("g", client.client_id, 2**53)
     error = await failure(client)
@@ -270,6 +287,7 @@ async def test_unsafe_last_mutation_id_ends_the_group(server: Server) -> None:
 
 
 async def test_unsafe_last_mutation_id_at_hydration_names_the_column(server: Server) -> None:
+    """sync-protocol.md §10 #28"""
     server.replica.set_last_mutation_id("g", "c1", 2**53)
     error = await refused(server.client(ALL_TASKS))
     assert error.kind == "Internal"
@@ -280,6 +298,7 @@ async def test_unsafe_last_mutation_id_at_hydration_names_the_column(server: Ser
 
 
 async def test_reconnect_without_changes_is_one_empty_poke(server: Server) -> None:
+    """sync-protocol.md §10 #19"""
     first = await server.connected(ALL_TASKS)
     first.close()
     again = server.client(client_id=first.client_id, state=first.state)
@@ -291,6 +310,7 @@ async def test_reconnect_without_changes_is_one_empty_poke(server: Server) -> No
 
 
 async def test_second_client_at_an_older_cookie_is_caught_up_by_one_poke(server: Server) -> None:
+    """sync-protocol.md §10 #20, #30"""
     first = await server.connected(ALL_TASKS)
     old = copied(first.state)
     base = old.cookie
@@ -310,6 +330,7 @@ async def test_second_client_at_an_older_cookie_is_caught_up_by_one_poke(server:
 
 
 async def test_second_client_with_nothing_gets_everything(server: Server) -> None:
+    """sync-protocol.md §10 #31"""
     first = await server.connected(ALL_TASKS)
     server.replica.set_last_mutation_id("g", first.client_id, 1)
     await first.wait_last_mutation_id(1)
@@ -399,7 +420,8 @@ async def test_client_that_missed_an_expiry_and_a_restart_loses_the_rows(
 async def test_lost_poke_after_a_commit_is_made_up_for(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As after a crash between the commit and pokeEnd: the client is behind the record."""
+    """As after a crash between the commit and pokeEnd: the client is behind the record.
+    sync-protocol.md §10 #70."""
     first = await server.connected(ALL_TASKS)
     before = copied(first.state)
     first.change_queries(put=[ALL_TAGS])
@@ -433,6 +455,7 @@ async def test_connection_that_has_not_introduced_itself_hears_nothing(server: S
 
 
 async def test_messages_before_the_first_are_ignored(server: Server) -> None:
+    """sync-protocol.md §10 #40"""
     early = server.client()
     held: list[tuple[str, Any]] = []
     early._init_body = lambda: {"desiredQueriesPatch": [], "pad": "x" * 9000}  # type: ignore[method-assign]
@@ -453,6 +476,7 @@ async def test_messages_before_the_first_are_ignored(server: Server) -> None:
 
 
 async def test_other_user_cannot_join_a_pinned_group(server: Server) -> None:
+    """sync-protocol.md §10 #10"""
     owner = await server.connected(ALL_TASKS, user_id="alice")
     stranger = server.client(client_id=owner.client_id, user_id="mallory")
     assert (await refused(stranger)).kind == "Unauthorized"
@@ -461,6 +485,7 @@ async def test_other_user_cannot_join_a_pinned_group(server: Server) -> None:
 
 
 async def test_changed_permissions_take_rows_away(server: Server) -> None:
+    """sync-protocol.md §10 #53"""
     client = await server.connected(ALL_TASKS, ALL_TAGS)
     server.replica.deploy_permissions({"tables": {"tag": ALLOW}}, "h1")
     await client.wait_for(lambda: client.state.rows == {})
@@ -472,6 +497,7 @@ async def test_changed_permissions_take_rows_away(server: Server) -> None:
 
 
 async def test_put_and_del_in_one_message_are_one_version(server: Server) -> None:
+    """sync-protocol.md §10 #39"""
     client = await server.connected(ALL_TASKS)
     before = client.session.poke_count
     client.change_queries(put=[ALL_TAGS], delete=[ALL_TAGS])
@@ -483,6 +509,7 @@ async def test_put_and_del_in_one_message_are_one_version(server: Server) -> Non
 
 
 async def test_query_lives_on_for_its_ttl_and_then_goes_with_its_rows(server: Server) -> None:
+    """sync-protocol.md §10 #41"""
     brief = DesiredQuery("brief", ast=ALL_TASKS.ast, ttl_ms=100)
     client = await server.connected(brief)
     client.change_queries(delete=[brief])
@@ -496,6 +523,7 @@ async def test_query_lives_on_for_its_ttl_and_then_goes_with_its_rows(server: Se
 
 
 async def test_queries_that_expire_together_go_in_one_poke(server: Server) -> None:
+    """sync-protocol.md §10 #45"""
     one = DesiredQuery("one", ast=ALL_TASKS.ast, ttl_ms=100)
     two = DesiredQuery("two", ast=ALL_TAGS.ast, ttl_ms=120)
     client = await server.connected(one, two)
@@ -505,6 +533,7 @@ async def test_queries_that_expire_together_go_in_one_poke(server: Server) -> No
 
 
 async def test_query_wanted_again_before_it_expires_is_not_sent_again(server: Server) -> None:
+    """sync-protocol.md §10 #42"""
     brief = DesiredQuery("brief", ast=ALL_TASKS.ast, ttl_ms=100)
     client = await server.connected(brief)
     client.change_queries(delete=[brief])
@@ -522,6 +551,7 @@ async def test_query_wanted_again_before_it_expires_is_not_sent_again(server: Se
 
 
 async def test_query_wanted_by_another_client_does_not_expire(server: Server) -> None:
+    """sync-protocol.md §10 #46"""
     brief = DesiredQuery("brief", ast=ALL_TASKS.ast, ttl_ms=0)
     first = await server.connected(brief)
     second = await server.connected(brief)
@@ -533,6 +563,7 @@ async def test_query_wanted_by_another_client_does_not_expire(server: Server) ->
 
 
 async def test_desires_survive_a_disconnect(server: Server) -> None:
+    """sync-protocol.md §10 #48"""
     first = await server.connected(DesiredQuery("brief", ast=ALL_TASKS.ast, ttl_ms=0))
     first.close()
     again = server.client(client_id=first.client_id, state=first.state)
@@ -543,6 +574,7 @@ async def test_desires_survive_a_disconnect(server: Server) -> None:
 
 
 async def test_query_change_of_a_replaced_connection_is_ignored(server: Server) -> None:
+    """sync-protocol.md §10 #40"""
     old = await server.connected(ALL_TASKS)
     new = server.client(client_id=old.client_id, state=old.state)
     old._fail = lambda error: None  # type: ignore[method-assign]  # it goes on sending
@@ -558,6 +590,7 @@ async def test_query_change_of_a_replaced_connection_is_ignored(server: Server) 
 
 
 async def test_deleted_clients_are_acknowledged_to_all(server: Server) -> None:
+    """sync-protocol.md §10 #49"""
     gone = await server.connected(DesiredQuery("brief", ast=ALL_TASKS.ast, ttl_ms=0))
     gone.close()
     first = await server.connected(ALL_TAGS)
@@ -573,6 +606,7 @@ async def test_deleted_clients_are_acknowledged_to_all(server: Server) -> None:
 
 
 async def test_clients_not_listed_as_active_are_deleted_without_an_answer(server: Server) -> None:
+    """sync-protocol.md §10 #50"""
     gone = await server.connected(DesiredQuery("brief", ast=ALL_TASKS.ast, ttl_ms=0))
     gone.close()
     await gone.wait_closed()
@@ -632,6 +666,7 @@ async def test_reset_while_a_client_connects_leaves_everybody_with_everything(
 async def test_answer_of_an_engine_that_was_reset_meanwhile_is_not_used(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """sync-protocol.md §10 #22"""
     first = await server.connected(ALL_TASKS)
     gate = Gate(monkeypatch, server.worker._engine, "reconcile")
     first.change_queries(put=[ALL_TAGS])
@@ -651,6 +686,8 @@ async def test_answer_of_an_engine_that_was_reset_meanwhile_is_not_used(
 async def test_reset_while_a_query_hydrates_beside_the_engine(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """sync-protocol.md §10 #22: no poke begins before all of it is known,
+    so none is ever cancelled."""
     first = await server.connected(ALL_TASKS)
     group, engine = server.group(), server.worker._engine
     prepare = engine.prepared
@@ -750,6 +787,7 @@ async def test_client_replaced_while_its_first_message_is_worked_on(
 
 
 async def test_schema_that_no_longer_fits_ends_all_clients(server: Server) -> None:
+    """sync-protocol.md §10 #61"""
     clients = [await server.connected(ALL_TASKS), await server.connected(ALL_TAGS)]
     group = server.group()
     lost = {"other": (await server.worker._engine.state())[2]["tag"]}
@@ -771,6 +809,7 @@ async def test_schema_that_no_longer_fits_ends_all_clients(server: Server) -> No
 async def test_record_changed_by_another_server_sends_clients_elsewhere(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """sync-protocol.md §10 #37"""
     first, second = await server.connected(ALL_TASKS), await server.connected(ALL_TASKS)
 
     async def save(*_: Any) -> None:
@@ -824,6 +863,7 @@ async def test_ttl_clock_is_written_down_when_the_last_client_leaves(server: Ser
 async def test_replica_of_an_older_generation_does_not_know_the_group(
     server: Server, replica: Replica, database: str, app_id: str
 ) -> None:
+    """sync-protocol.md §10 #34"""
     client = await server.connected(ALL_TASKS)
     record = await server.worker._store.load("g")
     assert record.replica_version == "01"

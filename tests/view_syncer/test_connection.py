@@ -22,7 +22,11 @@ from tests.view_syncer.server import (
     Replica,
     Server,
     TestClient,
+    cookies,
+    delete_task,
     edit_task,
+    put_task,
+    row_ops,
     server_config,
     serving,
     task_where,
@@ -30,6 +34,7 @@ from tests.view_syncer.server import (
 )
 from tests.view_syncer.test_client_group import Gate, failure, refused
 from view_syncer import connection as module
+from view_syncer.websocket import MAX_ANSWERS_BYTES
 
 PARAMETERS = {"clientID": "c", "clientGroupID": "g", "ts": "123.456", "lmid": "0", "wsid": "w"}
 SECRET = "a secret of sufficient length for HS256"
@@ -91,6 +96,7 @@ async def rejected(server: Server, **request: Any) -> tuple[int, str, list[Any]]
 
 @pytest.mark.parametrize("path", ["/sync/v51/connect", "/api/sync/v51/connect"])
 async def test_path_with_at_most_one_leading_segment_is_served(server: Server, path: str) -> None:
+    """sync-protocol.md §10 #1"""
     raw = Raw(server)
     await raw.open(path)
     assert raw.headers["sec-websocket-protocol"] == "e30%3D"
@@ -104,6 +110,7 @@ async def test_path_with_at_most_one_leading_segment_is_served(server: Server, p
     "path", ["/a/b/sync/v51/connect", "/sync/v51/connect/x", "/sync/vx/connect", "/sync/v51/"]
 )
 async def test_any_other_path_is_closed_with_1002(server: Server, path: str) -> None:
+    """sync-protocol.md §10 #1"""
     code, reason, text = await rejected(server, path=path)
     assert code == 1002
     assert "sync URL" in reason
@@ -113,6 +120,7 @@ async def test_any_other_path_is_closed_with_1002(server: Server, path: str) -> 
 @pytest.mark.parametrize("name", ["clientID", "clientGroupID", "ts", "lmid"])
 @pytest.mark.parametrize("value", [None, ""])
 async def test_missing_parameter_is_named(server: Server, name: str, value: str | None) -> None:
+    """sync-protocol.md §10 #2 (every other test connects with a fractional ts)"""
     parameters = {k: v for k, v in PARAMETERS.items() if k != name}
     if value is not None:
         parameters[name] = value
@@ -123,6 +131,7 @@ async def test_missing_parameter_is_named(server: Server, name: str, value: str 
 
 
 async def test_parameter_that_is_no_number_is_named(server: Server) -> None:
+    """sync-protocol.md §10 #2"""
     parameters = {**PARAMETERS, "lmid": "é" * 200}
     code, reason, _ = await rejected(server, parameters=parameters)
     assert code == 1002
@@ -134,12 +143,14 @@ async def test_parameter_that_is_no_number_is_named(server: Server) -> None:
 async def test_subprotocol_that_cannot_be_read_is_closed_with_1002(
     server: Server, subprotocol: str | None
 ) -> None:
+    """sync-protocol.md §10 #3"""
     code, reason, _ = await rejected(server, subprotocol=subprotocol)
     assert code == 1002
     assert "Sec-WebSocket-Protocol" in reason
 
 
 async def test_subprotocol_with_any_script_is_echoed(server: Server) -> None:
+    """sync-protocol.md §10 #4"""
     init = ["initConnection", {"desiredQueriesPatch": [], "pad": "😀漢字" * 800}]
     subprotocol = encode_subprotocol(init, None)
     assert len(subprotocol) > 8192
@@ -155,6 +166,7 @@ async def test_subprotocol_with_any_script_is_echoed(server: Server) -> None:
 async def test_unsupported_version_is_an_error_without_connected(
     server: Server, version: int
 ) -> None:
+    """sync-protocol.md §10 #5"""
     code, _, text = await rejected(server, path=f"/sync/v{version}/connect")
     assert [t[0] for t in text] == ["error"]
     assert text[0][1]["kind"] == "VersionNotSupported"
@@ -164,6 +176,7 @@ async def test_unsupported_version_is_an_error_without_connected(
 
 @pytest.mark.parametrize("version", [30, 44, 45, 49, 50, 51, 52])
 async def test_every_supported_version_is_served(server: Server, version: int) -> None:
+    """sync-protocol.md §10 #6, #25"""
     client = await server.connected(ALL_TASKS, version=version)
     assert client.messages[0].type == "connected"
     assert set(client.titles) == {"a", "b", "c"}
@@ -176,6 +189,7 @@ async def test_every_supported_version_is_served(server: Server, version: int) -
 
 
 async def test_token_without_a_user_is_unauthorized(server: Server) -> None:
+    """sync-protocol.md §10 #7"""
     subprotocol = encode_subprotocol(None, "token")
     code, reason, text = await rejected(server, subprotocol=subprotocol)
     assert code == 3000
@@ -196,6 +210,7 @@ async def test_token_nobody_can_judge_is_answered(server: Server) -> None:
 async def test_only_good_credentials_replace_a_connection(
     database: str, app_id: str, replica: Replica
 ) -> None:
+    """sync-protocol.md §10 #8, #9"""
     config = server_config(database, app_id, replica.path, auth={"secret": SECRET})
     async with serving(replica, config) as server:
         options: dict[str, Any] = {"client_id": "c", "user_id": "u"}
@@ -216,6 +231,7 @@ async def test_only_good_credentials_replace_a_connection(
 async def test_changed_token_is_taken_over_and_an_empty_one_refused(
     database: str, app_id: str, replica: Replica
 ) -> None:
+    """sync-protocol.md §10 #57"""
     config = server_config(database, app_id, replica.path, auth={"secret": SECRET})
     async with serving(replica, config) as server:
         client = await server.connected(ALL_TASKS, user_id="u", auth_token=token("u"))
@@ -232,6 +248,7 @@ async def test_changed_token_is_taken_over_and_an_empty_one_refused(
     [b"{", b'["nonsense",{}]', b'["changeDesiredQueries",{}]', b'["ping"]', b"\xff\xfe", b"[]" * 9],
 )
 async def test_unreadable_message_is_an_error_and_the_end(server: Server, frame: bytes) -> None:
+    """sync-protocol.md §10 #11"""
     client = await server.connected(ALL_TASKS)
     client.send_raw(frame)
     error = await failure(client)
@@ -254,6 +271,7 @@ async def test_pings_are_answered_in_order_with_other_messages(server: Server) -
 
 
 async def test_push_for_a_foreign_group_is_refused(server: Server) -> None:
+    """sync-protocol.md §10 #58"""
     client = await server.connected(ALL_TASKS)
     client.send(
         "push",
@@ -293,6 +311,7 @@ async def test_unexpected_failure_is_told_with_a_back_off(
 
 
 async def test_message_above_the_limit_closes_with_1009(server: Server) -> None:
+    """sync-protocol.md §10 #65"""
     client = await server.connected(ALL_TASKS)
     client.send_raw(b'["ping","' + b"x" * (10 * 1024 * 1024) + b'"]')
     ended = await client.wait_closed()
@@ -306,6 +325,7 @@ async def test_message_above_the_limit_closes_with_1009(server: Server) -> None:
 async def test_pongs_come_while_a_message_is_worked_on(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """sync-protocol.md §10 #63"""
     monkeypatch.setattr(module, "PONG_CHECK_S", 0.01)
     monkeypatch.setattr(module, "PONG_AFTER_SILENCE_S", 0.02)
     client = await server.connected(ALL_TASKS)
@@ -333,6 +353,7 @@ async def test_no_pong_while_something_else_is_sent(server: Server) -> None:
 async def test_client_that_reads_nothing_is_cut_off_and_the_others_go_on(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """sync-protocol.md §10 #64"""
     slow = await server.connected(ALL_TASKS)
     other = await server.connected(ALL_TASKS)
     connection: Any = server.group().clients[slow.client_id]
@@ -355,16 +376,76 @@ async def test_client_that_reads_nothing_is_cut_off_and_the_others_go_on(
     assert slow.client_id not in server.group().clients
 
 
-async def test_client_with_too_much_waiting_is_cut_off(server: Server) -> None:
-    slow = await server.connected(ALL_TASKS)
-    connection: Any = server.group().clients[slow.client_id]
-    connection._socket._write_limit = 1 << 20
+async def stalled(server: Server, group: str = "g") -> tuple[TestClient, Any]:
+    """A client that stopped reading, and its connection, for which too much waits already."""
+    slow = await server.connected(ALL_TASKS, group=group)
+    connection: Any = server.group(group).clients[slow.client_id]
     assert slow._transport is not None
     slow._transport.pause_reading()
-    async with asyncio.timeout(20):
-        while not connection._socket.closed.done():
-            server.replica.write(edit_task("a", title="x" * (1 << 20)))
-            await asyncio.sleep(0.02)
+    watcher = await server.connected(ALL_TASKS, group=f"{group}-watcher")
+    number = 0
+    while not connection.clogged:
+        number += 1
+        version = server.replica.write(edit_task("a", title=str(number) * (1 << 20)))
+        await watcher.wait_cookie(version)
+    watcher.close()
+    return slow, connection
+
+
+@pytest.mark.parametrize("size", [10, 300_000], ids=["in recent pokes", "beyond recent pokes"])
+async def test_client_that_does_not_keep_up_gets_one_poke_for_all_it_missed(
+    server: Server, size: int
+) -> None:
+    slow, connection = await stalled(server)
+    other = await server.connected(ALL_TASKS)
+    base, waiting = connection.base, connection._socket.buffered
+    for number in range(20):
+        steps = [edit_task("a", title=f"{number} " + "x" * size)]
+        if number == 10:
+            steps += [delete_task("b"), put_task("d", title="D")]
+        version = server.replica.write(*steps)
+        await other.wait_cookie(version)
+        assert connection._socket.buffered <= waiting
+        assert connection.base == base
+    assert slow._transport is not None
+    slow._transport.resume_reading()
+    await slow.wait_cookie(version)
+    assert cookies(slow)[-1] == (base.cookie(), connection.base.cookie())
+    assert slow.titles == other.titles
+    version = server.replica.write(edit_task("a", title="end"))
+    await slow.wait_cookie(version)
+    assert row_ops(slow.pokes[-1]) == [("put", "a")]
+
+
+async def test_query_change_of_a_tab_is_not_queued_for_one_that_does_not_read(
+    server: Server,
+) -> None:
+    slow, connection = await stalled(server)
+    base, waiting = connection.base, connection._socket.buffered
+    other = await server.connected(ALL_TASKS, ALL_TAGS)
+    assert (connection.base, connection._socket.buffered <= waiting) == (base, True)
+    assert slow._transport is not None
+    slow._transport.resume_reading()
+    await slow.wait_got(ALL_TAGS)
+    assert slow.state.rows == other.state.rows
+
+
+async def test_pings_of_a_client_that_reads_nothing_are_not_answered_without_bound(
+    server: Server,
+) -> None:
+    slow, connection = await stalled(server)
+    sock = connection._socket
+    waiting = sock.buffered
+    ping = peer.encode_frame(peer.TEXT, b'["ping",{}]')
+    assert slow._transport is not None
+    flood = ping * 200_000
+    slow._transport.write(flood)
+    await until(lambda: sock._reading_paused)
+    assert sock.buffered < waiting + 3 * MAX_ANSWERS_BYTES
+    slow._transport.resume_reading()
+    client = server.client(ALL_TASKS, group="other")
+    await client.connect()
+    await slow.wait_for(lambda: sum(m.type == "pong" for m in slow.messages) == 200_000)
 
 
 async def test_reset_connection_leaves_the_group(server: Server) -> None:

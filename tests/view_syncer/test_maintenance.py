@@ -102,6 +102,7 @@ async def test_any_other_failure_defers_and_ends_nothing(
 async def test_queries_are_transformed_again_and_their_rows_follow(
     asking: Server, application: Application
 ) -> None:
+    """sync-protocol.md §10 #53"""
     client = await asking.connected(TASKS)
     clock = Clock()
     work = maintenance(asking, clock, Intervals(revalidate_s=0, retransform_s=500))

@@ -16,8 +16,10 @@ from tests.view_syncer.server import (
     Replica,
     Server,
     TestClient,
+    cookies,
     edit_task,
     got_ops,
+    row_ops,
     server_config,
     serving,
 )
@@ -55,6 +57,7 @@ def transform_errors(client: TestClient) -> list[Any]:
 
 
 async def test_rejected_query_is_reported_and_the_others_run(asking: Server) -> None:
+    """sync-protocol.md §10 #54"""
     client = asking.client(GOOD, BAD)
     await client.connect()
     await client.wait_got(GOOD)
@@ -69,6 +72,7 @@ async def test_rejected_query_is_reported_and_the_others_run(asking: Server) -> 
 async def test_query_that_is_rejected_later_goes_with_its_rows(
     asking: Server, application: Application
 ) -> None:
+    """sync-protocol.md §10 #54"""
     client = await asking.connected(GOOD, ALL_TAGS)
     application.default = answer({**BAD_ANSWER, "id": GOOD.hash, "name": "good"})
     asking.worker._queries._transformer._cache.clear()
@@ -98,13 +102,7 @@ async def test_rows_of_a_query_that_means_something_else_after_a_restart_are_exa
 ) -> None:
     first = await asking.connected(GOOD)
     first.close()
-    where = {
-        "type": "simple",
-        "op": "=",
-        "left": {"type": "column", "name": "id"},
-        "right": {"type": "literal", "value": "b"},
-    }
-    application.default = answer({**GOOD_ANSWER, "ast": {"table": "task", "where": where}})
+    application.default = answer({**GOOD_ANSWER, "ast": ast_of_task("b")})
     async with serving(asking.replica, asking.config) as restarted:
         again = restarted.client(client_id=first.client_id, state=first.state)
         await again.connect()
@@ -116,6 +114,7 @@ async def test_rows_of_a_query_that_means_something_else_after_a_restart_are_exa
 async def test_failed_validation_ends_the_connection_before_any_data(
     asking: Server, application: Application, status: int
 ) -> None:
+    """sync-protocol.md §10 #56"""
     application.default = (status, "no")
     client = asking.client(ALL_TASKS)
     error = await refused(client)
@@ -157,6 +156,7 @@ async def test_user_the_application_does_not_confirm_is_refused(
 async def test_failed_transformation_ends_who_asked_and_spares_the_rest(
     asking: Server, application: Application
 ) -> None:
+    """sync-protocol.md §10 #55"""
     watcher = await asking.connected(ALL_TASKS)
     asker = await asking.connected(ALL_TASKS)
     application.default = (500, "down")
@@ -165,6 +165,46 @@ async def test_failed_transformation_ends_who_asked_and_spares_the_rest(
     version = asking.replica.write(edit_task("a", title="A2"))
     await watcher.wait_cookie(version)
     assert watcher.failure is None
+
+
+async def test_only_another_token_asks_the_application_again(
+    application: Application, database: str, app_id: str, replica: Replica
+) -> None:
+    """sync-protocol.md §10 #57, #53"""
+    application.default = answer(GOOD_ANSWER)
+    url = {"url": [application.url()]}
+    config = server_config(database, app_id, replica.path, query=url, mutate=url)
+    async with serving(replica, config) as server:
+        client = await server.connected(GOOD, user_id="u", auth_token="first")
+        before, asked = client.state.cookie, len(application.requests)
+        client.send("updateAuth", {"auth": "first"})
+        client.send("ping", {})
+        await client.wait_message("pong")
+        assert len(application.requests) == asked
+        only_b = {**GOOD_ANSWER, "ast": ast_of_task("b")}
+        application.default = answer(only_b)
+        client.send("updateAuth", {"auth": "second"})
+        await client.wait_for(lambda: set(client.titles) == {"b"})
+        tokens = {r.headers["Authorization"] for r in application.requests[asked:]}
+        assert tokens == {"Bearer second"}
+        # The rows' difference under a new version; the query was and stays complete.
+        assert cookies(client)[-1] == (before, f"{before}:01")
+        assert sorted(row_ops(client.pokes[-1])) == [("del", "a"), ("del", "c")]
+        assert got_ops(client.pokes[-1]) == []
+        client.send("updateAuth", {"auth": ""})
+        assert (await failure(client)).kind == "Unauthorized"
+
+
+def ast_of_task(id: str) -> dict[str, Any]:
+    return {
+        "table": "task",
+        "where": {
+            "type": "simple",
+            "op": "=",
+            "left": {"type": "column", "name": "id"},
+            "right": {"type": "literal", "value": id},
+        },
+    }
 
 
 async def test_equal_queries_under_two_hashes_each_have_their_own_life(server: Server) -> None:

@@ -71,12 +71,14 @@ def problems(schema: ClientSchema, replica: ReplicaSchema) -> list[str]:
 
 
 def test_part_of_the_columns_is_enough(replica: ReplicaSchema) -> None:
+    """sync-protocol.md §10 #60"""
     check_client_schema(declared(id="number"), replica, INTERNAL)
     check_client_schema(declared(id="number", title="string"), replica, INTERNAL)
 
 
 @pytest.mark.parametrize("key", [["id"], ["p", "q"], ["q", "p"]])
 def test_every_unique_key_will_do_in_any_order(replica: ReplicaSchema, key: list[str]) -> None:
+    """sync-protocol.md §10 #60"""
     schema = declared(key, id="number", p="string", q="string")
     check_client_schema(schema, replica, INTERNAL)
 
@@ -84,6 +86,7 @@ def test_every_unique_key_will_do_in_any_order(replica: ReplicaSchema, key: list
 def test_missing_table_lists_the_replicated_ones_without_internal_ones(
     replica: ReplicaSchema,
 ) -> None:
+    """sync-protocol.md §10 #60"""
     (problem,) = problems(declared(name="nope", id="number"), replica)
     assert '"nope"' in problem
     assert '"task"' in problem
@@ -97,6 +100,7 @@ def test_internal_tables_cannot_be_declared(replica: ReplicaSchema) -> None:
 
 
 def test_missing_column_lists_the_columns_without_the_version(replica: ReplicaSchema) -> None:
+    """sync-protocol.md §10 #60"""
     (problem,) = problems(declared(id="number", gone="string"), replica)
     assert '"gone"' in problem
     assert "title" in problem
@@ -109,12 +113,14 @@ def test_column_of_an_unsupported_type_is_named_with_it(replica: ReplicaSchema) 
 
 
 def test_wrong_type_names_both(replica: ReplicaSchema) -> None:
+    """sync-protocol.md §10 #60"""
     (problem,) = problems(declared(id="string"), replica)
     assert '"string"' in problem
     assert '"number"' in problem
 
 
 def test_wrong_key_lists_the_possible_ones(replica: ReplicaSchema) -> None:
+    """sync-protocol.md §10 #60"""
     (problem,) = problems(declared(["p"], id="number", p="string"), replica)
     assert "(p)" in problem
     assert "(p, q)" in problem
@@ -128,6 +134,7 @@ def test_table_without_a_usable_key_says_why(replica: ReplicaSchema) -> None:
 
 
 def test_all_problems_come_together_missing_tables_first(replica: ReplicaSchema) -> None:
+    """sync-protocol.md §10 #60"""
     tables = {
         "task": {"columns": {"id": {"type": "string"}}, "primaryKey": ["id"]},
         "zz": {"columns": {}, "primaryKey": ["id"]},
@@ -139,6 +146,7 @@ def test_all_problems_come_together_missing_tables_first(replica: ReplicaSchema)
 
 
 def test_nothing_replicated_is_the_servers_fault(replica: ReplicaSchema) -> None:
+    """sync-protocol.md §10 #60"""
     internal_only = {name: t for name, t in replica.items() if name.startswith("zero.")}
     with pytest.raises(ClientFacingError) as caught:
         check_client_schema(declared(id="number"), internal_only, INTERNAL)

@@ -188,6 +188,7 @@ async def test_unusable_answers_are_parse_failures(
 async def test_statuses_reach_the_client(
     application: Application, transformer: QueryTransformer
 ) -> None:
+    """sync-protocol.md §10 #55"""
     application.default = (401, "who?")
     with pytest.raises(ClientFacingError) as caught:
         await transformer.transform([OPEN], ALICE)

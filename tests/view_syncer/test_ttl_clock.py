@@ -13,7 +13,8 @@ class Time:
 
 
 def test_clock_runs_only_while_somebody_is_connected() -> None:
-    """Inactive for 5 of 10 minutes, away for an hour: five minutes are left (§10.47)."""
+    """Inactive for 5 of 10 minutes, away for an hour: five minutes are left
+    (sync-protocol.md §10 #47)."""
     time = Time()
     clock = TtlClock(time)
     clock.start()

@@ -74,6 +74,7 @@ async def test_client_that_comes_back_in_time_finds_its_group(server: Server) ->
 async def test_client_that_comes_while_its_group_is_dissolved_is_served(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """sync-protocol.md §10 #68"""
     monkeypatch.setattr(module, "LINGER_S", 0.0)
     first = await server.connected(ALL_TASKS)
     old = server.group()
@@ -157,6 +158,7 @@ async def test_replica_that_changes_its_schema_is_followed(server: Server) -> No
 async def test_stopping_closes_every_socket_plainly(
     database: str, app_id: str, replica: Replica
 ) -> None:
+    """sync-protocol.md §10 #67"""
     server = Server(replica, server_config(database, app_id, replica.path))
     await server.start()
     clients = [await server.connected(ALL_TASKS, group=g) for g in ("one", "two")]
@@ -172,6 +174,7 @@ async def test_stopping_closes_every_socket_plainly(
 
 
 async def test_new_connection_of_a_stopping_worker_is_sent_elsewhere(server: Server) -> None:
+    """sync-protocol.md §10 #68"""
     server.worker._draining = True
     error = await refused(server.client(ALL_TASKS))
     assert error.kind == "Rehome"

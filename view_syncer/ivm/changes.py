@@ -8,7 +8,7 @@ rowid of a deleted one: for a client both are "delete the old key, put the new o
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
@@ -46,8 +46,8 @@ class TableChanges:
 class Batch:
     """All changes after ``old_version`` up to ``new_version``.
 
-    ``truncated`` tables have no row images; what reads them must be recomputed. ``reset`` means
-    the schema changed or the log no longer reaches back: everything must be.
+    ``truncated`` tables have no row images; what reads them must be recomputed: any row may have
+    changed, or too many did. ``reset`` means the schema changed: nothing can be kept.
     """
 
     old_version: Watermark
@@ -73,11 +73,26 @@ class Snapshot(Protocol):
     def log_floor(self) -> int: ...
 
 
-def read_batch(old: Snapshot, new: Snapshot, watched: Mapping[str, Sequence[str]]) -> Batch:
-    """The changes between two snapshots to the tables in ``watched`` (table -> columns)."""
+MAX_IMAGES = 100_000
+"""Changed rows of one table of which images are made; they are all in memory at once."""
+
+
+def read_batch(
+    old: Snapshot,
+    new: Snapshot,
+    watched: Mapping[str, Sequence[str]],
+    recompute: Callable[[str, int], bool] = lambda _table, _rows: False,
+) -> Batch:
+    """The changes between two snapshots to the tables in ``watched`` (table -> columns).
+
+    ``recompute`` is asked whether what reads a table is better recomputed, given how many of its
+    rows changed; with more than MAX_IMAGES of them it is not asked.
+    """
     batch = Batch(old.version, new.version)
     if new.log_floor > old.log_pos:
-        batch.reset = True
+        # The log no longer reaches back, so any row of any table may have changed.
+        batch.reset = _shapes(old.db) != _shapes(new.db)
+        batch.truncated.update(() if batch.reset else watched)
         return batch
     rows: dict[str, set[int]] = {}
     entries = new.db.execute(
@@ -87,21 +102,36 @@ def read_batch(old: Snapshot, new: Snapshot, watched: Mapping[str, Sequence[str]
     for table, rowid, op in entries:
         if op == "r":
             batch.reset = True
-        elif table not in watched:
+        elif table not in watched or table in batch.truncated:
             continue
-        elif op == "t":
+        elif op == "t" or len(rows.setdefault(table, set())) >= MAX_IMAGES:
             batch.truncated.add(table)
+            rows.pop(table, None)
         else:
-            rows.setdefault(table, set()).add(rowid)
+            rows[table].add(rowid)
     if batch.reset:
         return batch
     for table, rowids in rows.items():
+        if recompute(table, len(rowids)):
+            batch.truncated.add(table)
+            continue
         columns = watched[table]
         before = _images(old.db, table, columns, rowids)
         after = _images(new.db, table, columns, rowids)
         positions = {name: i for i, name in enumerate(columns)}
         batch.tables[table] = TableChanges(positions, before, after)
     return batch
+
+
+def _shapes(db: apsw.Connection) -> list[tuple[Any, ...]]:
+    """The metadata of all tables: whatever changes a table's shape changes these."""
+    tables = db.execute('SELECT * FROM "_zero.tableMetadata" ORDER BY table_name').fetchall()
+    return (
+        tables
+        + db.execute(
+            'SELECT * FROM "_zero.column_metadata" ORDER BY table_name, column_name'
+        ).fetchall()
+    )
 
 
 def _images(

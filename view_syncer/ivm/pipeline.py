@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import apsw
 
 from view_syncer.ivm.changes import Batch
+from view_syncer.ivm.digest import Digest
 from view_syncer.ivm.levels import LevelDelta, LevelState, level_state, rowid_array
 from view_syncer.ivm.plan import Partition, Plan, partition_of
 from zerocache.protocol.versions import Watermark
@@ -84,8 +85,10 @@ class Pipeline:
         self._on_support: SupportListener = _nobody
         self.levels: list[LevelState] = self._empty_levels()
         # Measured costs, from which the owner chooses between advancing and recomputing.
-        self._hydration_s = 0.0
+        self.hydration_s = 0.0
         self._row_s = _FIRST_GUESS_ROW_S
+        # How long its advances took, for whoever inspects it; None before the first.
+        self.advances_ms: Digest | None = None
 
     def attach(self, on_support: SupportListener) -> None:
         """Report the supported partitions, those there are already and every later change."""
@@ -103,7 +106,7 @@ class Pipeline:
 
     def rehydrate_is_cheaper(self, touch: Touch, min_rows: int, margin: float) -> bool:
         rows = touch.size()
-        return rows >= min_rows and rows * self._row_s > margin * self._hydration_s
+        return rows >= min_rows and rows * self._row_s > margin * self.hydration_s
 
     def holds(self, table: str, rowid: int) -> bool:
         return any(
@@ -127,7 +130,7 @@ class Pipeline:
             state.hydrate(db, state.support.keys())
             self._support_children(state, LevelDelta(entered=state.members), {}, {})
         self._lift_limit()
-        self._hydration_s = time.perf_counter() - start
+        self.hydration_s = time.perf_counter() - start
 
     def _lift_limit(self) -> None:
         self._max_rows = 0
@@ -155,6 +158,12 @@ class Pipeline:
         result = self._net(deltas, touch, batch)
         self._measure(time.perf_counter() - start, touch.size())
         return result
+
+    def note_advance(self, milliseconds: float) -> None:
+        """The owner took so long to bring it one batch further."""
+        if self.advances_ms is None:
+            self.advances_ms = Digest()
+        self.advances_ms.add(milliseconds)
 
     def _measure(self, seconds: float, rows: int) -> None:
         if rows >= _MEASURED_FROM_ROWS:

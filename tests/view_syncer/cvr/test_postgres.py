@@ -96,6 +96,8 @@ async def test_save_on_another_version_fails_and_writes_nothing(
 
 
 async def test_only_one_of_two_first_saves_succeeds(store: PostgresRecordStore) -> None:
+    """sync-protocol.md §10 #37"""
+
     async def first() -> None:
         change = ConfigChange()
         await store.save(new_record(change), change, NEVER)

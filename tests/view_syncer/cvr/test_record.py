@@ -58,6 +58,7 @@ def test_query_known_to_the_group_is_put_for_the_client_only() -> None:
 
 @pytest.mark.parametrize(("ttl", "changes"), [(20, True), (10, False), (5, False)])
 def test_active_desire_only_takes_a_longer_ttl(ttl: float, changes: bool) -> None:
+    """sync-protocol.md §10 #43"""
     record = GroupRecord("g")
     apply(record, put("q", 10))
     change = apply(record, put("q", ttl))
@@ -66,6 +67,7 @@ def test_active_desire_only_takes_a_longer_ttl(ttl: float, changes: bool) -> Non
 
 
 def test_inactive_desire_takes_a_shorter_ttl() -> None:
+    """sync-protocol.md §10 #43"""
     record = GroupRecord("g")
     apply(record, put("q", 1000))
     apply(record, DeleteQuery("q"), now=1)
@@ -96,6 +98,7 @@ def test_half_a_definition_is_an_error(half: PutQuery) -> None:
 
 
 def test_put_and_del_in_one_request_leave_both_patches() -> None:
+    """sync-protocol.md §10 #39"""
     change = apply(GroupRecord("g"), put("q"), DeleteQuery("q"))
     assert change.desired == {"c": [("put", "q"), ("del", "q")]}
 
@@ -160,6 +163,7 @@ def test_query_without_any_desire_is_due_at_once() -> None:
 
 
 def test_query_expires_with_the_last_of_its_clients() -> None:
+    """sync-protocol.md §10 #46"""
     record = GroupRecord("g")
     apply(record, put("q", 10), client="a")
     apply(record, put("q", 50), client="b")
@@ -194,6 +198,7 @@ def test_dropped_query_is_forgotten_with_all_desires() -> None:
     [(None, DEFAULT_TTL_MS), (-1, MAX_TTL_MS), (86_400_000, MAX_TTL_MS), (0, 0), (7, 7)],
 )
 def test_ttl_is_clamped(given_ms: float | None, counts_ms: float) -> None:
+    """sync-protocol.md §10 #44"""
     assert clamp_ttl(given_ms) == counts_ms
 
 

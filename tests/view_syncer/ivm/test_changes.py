@@ -11,6 +11,7 @@ import apsw
 import pytest
 
 from tests.view_syncer.ivm.replica import Change, Replica, Row, Table
+from view_syncer.ivm import changes
 from view_syncer.ivm.changes import Batch, TableChanges, read_batch
 from zerocache.protocol.versions import Watermark
 from zerocache.replica.reader import open_replica, read_state
@@ -105,9 +106,10 @@ def test_tables_nobody_watches_are_not_read(replica: Replica) -> None:
     assert not found
 
 
-def test_a_truncated_table_is_named_and_the_rows_put_since_are_images(replica: Replica) -> None:
-    found = batch(replica, [Change("truncate", "t"), put("z", 1)])
+def test_a_truncated_table_is_named_and_its_rows_are_not(replica: Replica) -> None:
+    found = batch(replica, [put("y", 1), Change("truncate", "t"), put("z", 1)])
     assert found.truncated == {"t"}
+    assert found.tables == {}
     assert found
 
 
@@ -128,13 +130,56 @@ def test_a_changed_schema_resets_whatever_table_it_is(replica: Replica) -> None:
     assert found.tables == {}
 
 
-def test_a_log_that_no_longer_reaches_back_resets(replica: Replica) -> None:
+def test_a_log_that_no_longer_reaches_back_names_no_rows(replica: Replica) -> None:
     old = pin(replica)
     new = pin(replica)
     new.log_floor = old.log_pos
     assert not read_batch(old, new, WATCHED).reset
     new.log_floor = old.log_pos + 1
+    found = read_batch(old, new, WATCHED)
+    assert (found.truncated, found.reset) == ({"t"}, False)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE \"_zero.tableMetadata\" SET minRowVersion = 'zz'",
+        "UPDATE \"_zero.column_metadata\" SET upstream_type = 'int4' WHERE table_name = 'u'",
+        "DELETE FROM \"_zero.tableMetadata\" WHERE table_name = 'u'",
+    ],
+)
+def test_a_log_that_may_have_lost_a_change_of_the_schema_resets(
+    replica: Replica, statement: str
+) -> None:
+    old = pin(replica)
+    db = apsw.Connection(str(replica.path))
+    db.execute(statement)
+    db.close()
+    new = pin(replica)
+    new.log_floor = old.log_pos + 1
     assert read_batch(old, new, WATCHED).reset
+
+
+def test_images_are_made_of_a_bounded_number_of_rows(
+    replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(changes, "MAX_IMAGES", 5)
+    old = pin(replica)
+    replica.commit([put(f"n{i}") for i in range(5)])
+    assert len(read_batch(old, pin(replica), WATCHED).tables["t"].new) == 5
+    replica.commit([put("one more")])
+    found = read_batch(old, pin(replica), WATCHED)
+    assert (found.truncated, found.tables) == ({"t"}, {})
+
+
+def test_no_images_are_made_of_what_is_recomputed(replica: Replica) -> None:
+    old = pin(replica)
+    replica.commit([put("x", 5), put("z")])
+    asked: list[tuple[str, int]] = []
+    found = read_batch(
+        old, pin(replica), WATCHED, lambda table, rows: not asked.append((table, rows))
+    )
+    assert (found.truncated, found.tables, asked) == ({"t"}, {}, [("t", 2)])
 
 
 def test_entries_behind_the_newer_snapshot_belong_to_the_next_batch(replica: Replica) -> None:

@@ -225,9 +225,10 @@ def test_an_unsafe_integer_is_reported_per_pipeline_and_client(tmp_path: Path) -
         'INSERT INTO "_zero.changeLog" (version, "table", row, op) '
         "VALUES ('zz', 'task', 0, 'r')",
         'UPDATE "_zero.replicationConfig" SET replicaVersion = \'zz\'',
-        'UPDATE "_zero.replicationState" SET logFloor = logPos + 1',
+        'UPDATE "_zero.replicationState" SET logFloor = logPos + 1; '
+        "UPDATE \"_zero.tableMetadata\" SET minRowVersion = 'zz'",
     ],
-    ids=["schema changed", "new generation", "log trimmed"],
+    ids=["schema changed", "new generation", "log trimmed past a change of the schema"],
 )  # fmt: skip
 def test_what_cannot_be_followed_voids_every_subscription(
     replica: Replica, engine: Engine, statement: str
