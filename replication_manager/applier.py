@@ -1,6 +1,7 @@
 """From pgoutput payloads to row changes in the replica, without any I/O of its own.
 
 Owns what must be remembered between messages: the relations and the transaction that is open.
+Announced schema changes are made where they arrive, so rows before and after meet their own tables.
 Rows go straight into the open SQLite transaction, so memory does not grow with the size of a
 transaction. It never commits and never acknowledges: the stream does, at the borders this reports.
 """
@@ -15,6 +16,7 @@ from replication_manager.pgoutput import (
     Commit,
     Delete,
     Insert,
+    LogicalMessage,
     Message,
     Relation,
     Truncate,
@@ -22,6 +24,7 @@ from replication_manager.pgoutput import (
     decode,
 )
 from replication_manager.schema_drift import check_relation
+from replication_manager.schema_events import SchemaEvents
 from zerocache.errors import ReplicationError
 from zerocache.failpoints import Place, reach
 from zerocache.protocol.versions import watermark_from_lsn
@@ -48,10 +51,23 @@ class Applier:
     * After any exception the writer must be rolled back and the stream begun again.
     """
 
-    def __init__(self, writer: ReplicaWriter, confirm: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        writer: ReplicaWriter,
+        confirm: Callable[[int], None],
+        schema_events: SchemaEvents,
+    ) -> None:
         self._writer = writer
         self._confirm = confirm
+        self._schema_events = schema_events
+        # What upstream said about each relation; targets are made from it when rows come, and
+        # again when the replica's schema has changed since.
+        self._relations: dict[int, Relation] = {}
         self._targets: dict[int, _Target] = {}
+        self._generation = writer.generation
+        # Unknown tables whose rows were passed over in the open transaction: commands like CREATE
+        # TABLE AS write rows before the table is announced.
+        self._skipped: dict[int, str] = {}
         # True between Begin and Commit.
         self.in_transaction = False
         # True inside a transaction that the replica already has.
@@ -68,6 +84,7 @@ class Applier:
             Commit: self._commit,
             Relation: self._relation,
             Truncate: self._truncate,
+            LogicalMessage: self._logical_message,
         }
 
     def apply(self, payload: bytes) -> bool:
@@ -83,8 +100,8 @@ class Applier:
         return type(message) is Commit
 
     def _undecodable(self, message: Message) -> ReplicationError:
-        target = self._targets.get(getattr(message, "relation", 0))
-        table = target.writer.table if target else "unknown"
+        relation = self._relations.get(getattr(message, "relation", 0))
+        table = wire_name(relation.schema, relation.name) if relation else "unknown"
         return ReplicationError(
             f"a value in a change of table {table} cannot be read as its type says: leaving the "
             "row out would make the replica wrong; report this as a bug (the stream is tried "
@@ -95,12 +112,16 @@ class Applier:
     def _insert(self, message: Insert) -> None:
         if not self._skipping:
             target = self._target(message.relation)
+            if target is None:
+                return
             target.writer.insert(target.decode(message.new))
             self.changes += 1
 
     def _update(self, message: Update) -> None:
         if not self._skipping:
             target = self._target(message.relation)
+            if target is None:
+                return
             old = None if message.old is None else target.decode(message.old)
             target.writer.update(old, target.decode(message.new))
             self.changes += 1
@@ -108,24 +129,50 @@ class Applier:
     def _delete(self, message: Delete) -> None:
         if not self._skipping:
             target = self._target(message.relation)
+            if target is None:
+                return
             target.writer.delete(target.decode(message.old))
             self.changes += 1
 
     def _truncate(self, message: Truncate) -> None:
         if not self._skipping:
             for relation in message.relations:
-                self._target(relation).writer.truncate()
+                target = self._target(relation)
+                if target is not None:
+                    target.writer.truncate()
             self.changes += len(message.relations)
 
-    def _target(self, relation: int) -> _Target:
-        try:
-            return self._targets[relation]
-        except KeyError:
+    def _target(self, oid: int) -> _Target | None:
+        if self._generation != self._writer.generation:
+            self._generation = self._writer.generation
+            self._targets.clear()
+        return self._targets.get(oid) or self._new_target(oid)
+
+    def _new_target(self, oid: int) -> _Target | None:
+        """The target of a relation as it is now; None if the replica does not have the table."""
+        message = self._relations.get(oid)
+        if message is None:
             raise ReplicationError(
-                f"a change of relation {relation} arrived before the relation was described: "
+                f"a change of relation {oid} arrived before the relation was described: "
                 "the stream is not what PostgreSQL promises; it is begun again",
                 code="ZC234",
-            ) from None
+            )
+        facts = self._writer.tables().get(wire_name(message.schema, message.name))
+        if facts is None:
+            self._skipped[oid] = wire_name(message.schema, message.name)
+            return None
+        check_relation(message, facts)
+        self._confirm(self._lsn)
+        names = [column.name for column in message.columns]
+        by_name = {column.name: column for column in facts.table.columns}
+        keys = [column.name for column in message.columns if column.is_key]
+        # With identity FULL all columns are flagged, but they are no key.
+        key_columns = None if message.identity == "f" or not keys else keys
+        target = self._targets[oid] = _Target(
+            self._writer.relation(facts.table.wire_name, names, key_columns),
+            row_decoder([column_decoder(by_name[name]) for name in names]),
+        )
+        return target
 
     def _begin(self, message: Begin) -> None:
         self._lsn = message.lsn
@@ -136,6 +183,8 @@ class Applier:
             self._writer.begin_transaction(watermark)
 
     def _commit(self, _: Commit) -> None:
+        for table in self._skipped.values():
+            self._writer.facts(table)  # raises
         if not self._skipping:
             reach(Place.MID_APPLY)
             self._writer.end_transaction()
@@ -143,15 +192,13 @@ class Applier:
         self._skipping = False
 
     def _relation(self, message: Relation) -> None:
-        facts = self._writer.facts(wire_name(message.schema, message.name))
-        check_relation(message, facts)
-        self._confirm(self._lsn)
-        names = [column.name for column in message.columns]
-        by_name = {column.name: column for column in facts.table.columns}
-        keys = [column.name for column in message.columns if column.is_key]
-        # With identity FULL all columns are flagged, but they are no key.
-        key_columns = None if message.identity == "f" or not keys else keys
-        self._targets[message.oid] = _Target(
-            self._writer.relation(facts.table.wire_name, names, key_columns),
-            row_decoder([column_decoder(by_name[name]) for name in names]),
-        )
+        self._relations[message.oid] = message
+        self._targets.pop(message.oid, None)
+
+    def _logical_message(self, message: LogicalMessage) -> None:
+        if self.in_transaction and not self._skipping and self._schema_events.concerns(message):
+            self._schema_events.apply(message, self._skipped)
+            present = {facts.table.oid for facts in self._writer.tables().values()}
+            for oid in present & self._skipped.keys():
+                del self._skipped[oid]
+            self.changes += 1

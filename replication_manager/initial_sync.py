@@ -36,7 +36,7 @@ from zerocache.postgres.introspection import read_published_schema
 from zerocache.postgres.shard import ShardNames
 from zerocache.postgres.validation import check_schema
 from zerocache.replica.bulk import BulkLoader
-from zerocache.replica.copy_text import decode_columns, parse_rows
+from zerocache.replica.copy_text import decode_rows
 from zerocache.replica.layout import ReplicaConfig
 from zerocache.replica.published import PublishedSchema, PublishedTable
 from zerocache.replica.types import TextDecoder, column_decoder
@@ -174,9 +174,8 @@ def _copy(
     }
 
     def store(table: PublishedTable, lines: bytes, count: int) -> None:
-        rows = parse_rows(lines)
         try:
-            loader.insert_rows(table.wire_name, decode_columns(rows, decoders[table.oid]))
+            loader.insert_rows(table.wire_name, decode_rows(lines, decoders[table.oid]))
         except ValueError:
             # The text of the error quotes a value, which belongs in no log.
             raise ReplicationError(

@@ -1,12 +1,12 @@
 """Notices that upstream's tables are no longer those the replica was built from.
 
-Owns the comparison, and a thread that makes it every few seconds; the stream asks for one whenever
-a relation is described again, so that rows of a changed table never meet the old schema. Changes
-of the schema are not applied to the replica yet; what matters is that none goes unnoticed, because
-rows of another shape, or uniqueness that upstream gave up, would make the replica silently wrong.
-Anything that can matter therefore ends in ResyncRequired; an index that enforces nothing cannot,
-and is ignored. Not to be seen from outside: TRUNCATE of a single partition, which PostgreSQL
-does not publish when partitions are published as their root.
+Owns the comparison, and a thread that makes it every few seconds, for databases without event
+triggers (degraded mode); the stream asks for one whenever a relation is described again, so that
+rows of a changed table never meet the old schema. What matters there is that no change goes
+unnoticed, because rows of another shape, or uniqueness that upstream gave up, would make the
+replica silently wrong. Anything that can matter therefore ends in ResyncRequired; an index that
+enforces nothing cannot, and is ignored. Not to be seen from outside: TRUNCATE of a single
+partition, which PostgreSQL does not publish when partitions are published as their root.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 Owns the order of things (set-up, replica, slot, stream), and what follows from each failure: try
 again, sync anew, or give up. It runs in one thread of its own and never serves anybody; what
 others need to know goes through the callbacks. Invariant: a replica that cannot follow upstream is
-replaced or left as it stands, never patched up.
+replaced or left as it stands, never patched up. Changes of the schema are followed where event
+triggers announce them; without those they are looked for, and end in a new sync.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,12 +21,16 @@ import psycopg
 import structlog
 
 from replication_manager.applier import Applier
+from replication_manager.backfill import Backfiller
 from replication_manager.history import read_history, require_same_past
 from replication_manager.indexes import IndexKeeper
 from replication_manager.initial_sync import SyncSettings, run_initial_sync
 from replication_manager.local_replica import require_usable
+from replication_manager.memory import return_free_memory
 from replication_manager.position import SlotPosition
 from replication_manager.schema_drift import SchemaWatch, drift_error, schema_differences
+from replication_manager.schema_events import SchemaEvents
+from replication_manager.schema_guard import SchemaGuard
 from replication_manager.signals import Stopped, StopSignal
 from replication_manager.slot import (
     Displaced,
@@ -70,6 +75,16 @@ class Callbacks:
     ready: Callable[[], None]
     publish: Callable[[Watermark], None]
     progress: Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _SchemaCalls:
+    """What the stream tells who looks after the schema: now and then, before the rows of a relation
+    (with the position), and after an announced change."""
+
+    check: Callable[[], None]
+    confirm: Callable[[int], None]
+    changed: Callable[[], None]
 
 
 class ReplicationService:
@@ -186,6 +201,7 @@ class ReplicationService:
             report=self._callbacks.progress,
         )
         run_initial_sync(settings, self._stop)
+        return_free_memory()
         self._resync_reason = None
 
     def _require_matching(self, upstream: Upstream) -> None:
@@ -196,7 +212,10 @@ class ReplicationService:
             state = read_state(connection)
         finally:
             connection.close()
-        if differences := schema_differences(tables, upstream.schema):
+        # With detection the stream will tell, at the right place between the rows.
+        if not upstream.ddl_detection and (
+            differences := schema_differences(tables, upstream.schema)
+        ):
             raise drift_error(differences)
         with connect(self._url, "slot-management") as control:
             slot = find_slot(control, self._shard, state.replica_version)
@@ -213,12 +232,13 @@ class ReplicationService:
                 name=f"zero-{self._purpose}",
                 returning=self._was_ready,
             )
-        facts = {table.wire_name: writer.facts(table.wire_name) for table in upstream.schema.tables}
         with (
             ReplicationConnection(self._url, self._purpose, self._stop) as connection,
-            SchemaWatch(self._url, upstream.publications, facts) as watch,
+            ExitStack() as stack,
             closing(SlotPosition(self._file)) as position,
+            closing(Backfiller(self._url, self._shard, writer)) as backfiller,
         ):
+            watch = self._watch_schema(upstream, writer, stack)
             limits = self._limits(connection)
             start = lsn_from_watermark(writer.state.version) + 1
             history = read_history(connection)
@@ -228,18 +248,19 @@ class ReplicationService:
             log.info("replication_started", slot=slot, version=writer.state.version)
             self._indexes.open(writer)
 
-            def check() -> None:
+            def housekeeping() -> None:
                 watch.check()
                 self._improve_indexes(writer, limits)
 
             stream = ChangeStream(
                 connection,
                 writer,
-                Applier(writer, watch.confirm),
+                Applier(writer, watch.confirm, SchemaEvents(writer, self._shard, watch.changed)),
                 position,
                 self._callbacks.publish,
-                check,
+                housekeeping,
                 limits,
+                backfiller,
             )
             self._callbacks.publish(writer.state.version)
             if not self._was_ready:
@@ -250,6 +271,17 @@ class ReplicationService:
             except (Stopped, StreamEnded):
                 self._finish(stream)
                 raise
+
+    def _watch_schema(
+        self, upstream: Upstream, writer: ReplicaWriter, stack: ExitStack
+    ) -> _SchemaCalls:
+        """Start who looks after the schema."""
+        if upstream.ddl_detection:
+            guard = stack.enter_context(SchemaGuard(self._url, self._shard))
+            return _SchemaCalls(lambda: None, lambda _: None, guard.wake)
+        facts = {table.wire_name: writer.facts(table.wire_name) for table in upstream.schema.tables}
+        watch = stack.enter_context(SchemaWatch(self._url, upstream.publications, facts))
+        return _SchemaCalls(watch.check, watch.confirm, lambda: None)
 
     def _improve_indexes(self, writer: ReplicaWriter, limits: StreamLimits) -> None:
         # The server hears nothing from this thread meanwhile.

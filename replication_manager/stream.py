@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import structlog
 
 from replication_manager.applier import Applier
+from replication_manager.backfill import Backfiller
 from replication_manager.position import SlotPosition
 from replication_manager.walsender import (
     KEEPALIVE,
@@ -37,6 +38,7 @@ class StreamLimits:
     """``group_*``: when a group of transactions is committed although more are waiting.
     ``ack_interval_s``: how long a commit may wait for its fsync and acknowledgement.
     ``idle_ack_interval_s``: between acknowledgements of WAL that has nothing for us.
+    ``backfill_poll_s``: how soon a chunk of a backfill is noticed on an idle stream.
     ``wal_sender_timeout_s``: the server's; 0 switches liveness checks off, as it does there."""
 
     group_changes: int = 2_000
@@ -46,6 +48,7 @@ class StreamLimits:
     wal_sender_timeout_s: float = 60.0
     inbound_timeout_s: float = 120.0
     check_interval_s: float = 1.0
+    backfill_poll_s: float = 0.02
 
 
 class ChangeStream:
@@ -65,12 +68,14 @@ class ChangeStream:
         publish: Callable[[Watermark], None],
         check: Callable[[], None],
         limits: StreamLimits,
+        backfiller: Backfiller,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._connection = connection
         self._writer = writer
         self._position = position
         self._applier = applier
+        self._backfiller = backfiller
         self._publish = publish
         self._check = check
         self._limits = limits
@@ -185,10 +190,26 @@ class ChangeStream:
         self._idle_acked_at = self._now()
         self._send_status()
 
+    def _backfill(self) -> bool:
+        """A chunk of a backfill, if there is one; True if something was committed."""
+        if self._applier.in_transaction or not self._backfiller.active_or_due:
+            return False
+        self._commit_group()  # chunks are transactions of their own
+        if not self._backfiller.step():
+            return False
+        state = self._writer.state
+        self._publish(state.version)
+        self._writer.maintain(lambda: self._publish(state.version))
+        if self._unacked_since is None:
+            self._unacked_since = self._now()
+        return True
+
     def _wait(self) -> None:
         now = self._now()
         self._housekeeping(now)
         timeout_s = self._limits.check_interval_s
+        if self._backfiller.active:
+            timeout_s = self._limits.backfill_poll_s
         if self._unacked_since is not None:
             due = self._unacked_since + self._limits.ack_interval_s - now
             timeout_s = min(timeout_s, due)
@@ -200,6 +221,8 @@ class ChangeStream:
     def _housekeeping(self, now: float) -> None:
         """What has to happen now and then, whether or not the stream is quiet."""
         limits = self._limits
+        while self._backfill() and not self._connection.wait(0):
+            pass  # one chunk after the other, until the stream has something
         if self._unacked_since is not None and now - self._unacked_since >= limits.ack_interval_s:
             self._acknowledge()
         if (

@@ -106,16 +106,20 @@ class ReplicationConnection:
         except psycopg.OperationalError as error:
             raise StreamEnded(error) from error
 
-    def create_slot(self, name: str, *, failover: bool, lock_timeout_ms: int) -> SlotCreated:
+    def create_slot(
+        self, name: str, *, failover: bool, lock_timeout_ms: int, temporary: bool = False
+    ) -> SlotCreated:
         """Create a logical slot and export the snapshot of its consistent point.
 
-        Waits for all transactions that are running; ``LockNotAvailable`` after the timeout, which
+        A temporary one ends with this connection. Waits for all transactions that are running;
+        ``LockNotAvailable`` after the timeout, which
         keeps an abandoned walsender from pinning WAL.
         """
         self.execute(b"SET lock_timeout = %d" % lock_timeout_ms)
+        kind = " TEMPORARY" if temporary else ""
         options = "SNAPSHOT 'export'" + (", FAILOVER true" if failover else "")
         rows = self.execute(
-            f"CREATE_REPLICATION_SLOT {_quote(name)} LOGICAL pgoutput ({options})".encode()
+            f"CREATE_REPLICATION_SLOT {_quote(name)}{kind} LOGICAL pgoutput ({options})".encode()
         )
         _, consistent_point, snapshot, _ = rows[0]
         assert consistent_point is not None

@@ -1,17 +1,20 @@
 """The connections of one client group: who may hear of its data, and how far each has heard.
 
 Owns the group's present version and its recent pokes. Never does I/O but :meth:`Client.send`,
-which does not block. Invariants: only an *admitted* connection is sent anything of the group; the
-pokes of one connection form a chain; the version only ever grows.
+which does not block. A client that does not keep up (:attr:`Client.clogged`) is passed over: it
+stays where it is, nothing is queued for it, and once it has drained it gets one poke for all that
+it missed. Invariants: only an *admitted* connection is sent anything of the group; the pokes of
+one connection form a chain; the version only ever grows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Protocol
 
+from view_syncer import wire
 from view_syncer.context import ConnectionContext
-from view_syncer.poke import History, PokeBody, frame_poke, merge
+from view_syncer.poke import History, PokeBody, merge
 from zerocache.errors import ClientFacingError
 from zerocache.protocol.versions import NEVER, ViewVersion
 
@@ -24,8 +27,11 @@ class Client(Protocol):
     * ``base`` is the version of the last poke sent (initially the one the client came with, None
       for nothing); the audience advances it;
     * ``greeted`` is set with the first poke, ``admitted`` once the connection passed every check;
+    * ``clogged`` while more waits for it than a client that reads would leave; when that ends it
+      asks for what it missed;
     * ``validated_s`` is when (loop time) its credentials were last found good;
-    * ``send`` must not block; ``fail`` ends the connection, and with it the admission.
+    * ``send`` takes runs of whole frames and must not block; ``fail`` ends the connection,
+      and with it the admission.
     """
 
     client_id: str
@@ -38,7 +44,9 @@ class Client(Protocol):
     validated_s: float
     context: ConnectionContext
 
-    def send(self, frames: Iterable[bytes], *, binary_parts: bool = False) -> None: ...
+    @property
+    def clogged(self) -> bool: ...
+    def send(self, runs: Sequence[bytes]) -> None: ...
     def fail(self, error: ClientFacingError) -> None: ...
     def close(self) -> None: ...
 
@@ -88,37 +96,45 @@ class Audience:
             raise AssertionError(f"version {body.version} does not follow {previous}")
         self.version = body.version
         self._history.add(body)
-        for client in self.admitted():
-            if (client.base or NEVER) == previous:
+        for client in self.clients.values():
+            if client.admitted and (client.base or NEVER) == previous and not client.clogged:
                 self.send(client, body)
 
     def send(self, client: Client, body: PokeBody) -> None:
-        binary = client.version >= BINARY_POKES_SINCE
-        client.send(frame_poke(client.base, body, binary), binary_parts=binary)
+        client.send(body.poke(client.base, client.version >= BINARY_POKES_SINCE))
         client.base = body.version
         client.greeted = True
 
     def catch_up(self) -> list[Client]:
         """Bring everybody to the present version as far as recent pokes lead there; returns those
-        they do not reach. The first poke of a connection is sent even if it is empty (§3.6)."""
-        behind: list[Client] = []
-        for client in self.admitted():
-            base = client.base or NEVER
-            if base == self.version:
-                if not client.greeted:
-                    self.send(client, PokeBody(self.version))
-                continue
-            bodies = self._history.since(base)
-            if bodies is None:
-                behind.append(client)
-            else:
-                self.send(client, merge(self.version, bodies))
-        return behind
+        they do not reach."""
+        return [client for client in self.admitted() if not self.catch_up_one(client)]
+
+    def catch_up_one(self, client: Client) -> bool:
+        """The same for one; False if recent pokes do not lead from where it is to the present.
+        One that is clogged is left for later: it asks when it has drained. The first poke of a
+        connection is sent even if it is empty (§3.6)."""
+        if client.clogged:
+            return True
+        base = client.base or NEVER
+        if base == self.version:
+            if not client.greeted:
+                self.send(client, PokeBody(self.version))
+            return True
+        bodies = self._history.since(base)
+        if bodies is None:
+            return False
+        self.send(client, bodies[0] if len(bodies) == 1 else merge(self.version, bodies))
+        return True
 
     def tell(self, frame: bytes) -> None:
         """A message that belongs to no poke, to everybody."""
+        run = wire.text(frame)
         for client in self.admitted():
-            client.send([frame])
+            client.send([run])
+
+    def tell_one(self, client: Client, frame: bytes) -> None:
+        client.send([wire.text(frame)])
 
     def fail(self, error: ClientFacingError) -> None:
         for client in list(self.clients.values()):

@@ -170,6 +170,12 @@ class ClientGroup:
             except ClientFacingError as error:
                 self._audience.fail(error)
 
+    async def catch_up(self) -> None:
+        """Bring clients that fell behind to the present."""
+        async with self._task():
+            if self._loaded and not self._view.cold and self._audience.admitted():
+                await self._view.catch_up()
+
     async def settle(self) -> None:
         """Bring what runs in line with what is known here: drop the queries whose time to live
         has run out, apply changed permissions. Does not ask the application."""
@@ -229,6 +235,13 @@ class ClientGroup:
             self._keeper.clock.stop()
             self.schedule(self.touch())
             self._services.on_empty(self)
+
+    def drained(self, client: Client) -> None:
+        """The client takes pokes again: one for all that it missed."""
+        if self.closed or self.stale or not self._is_member(client):
+            return
+        if not self._audience.catch_up_one(client):
+            self.schedule(self.catch_up())
 
     def ttl_now_ms(self) -> float:
         """The group's TTL clock: it runs only while somebody is connected (§4.4)."""

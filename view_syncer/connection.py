@@ -9,7 +9,7 @@ be stuck behind slow work.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -106,16 +106,12 @@ class Connection:
 
     # -- Client ---------------------------------------------------------------------------------
 
-    def send(self, frames: Iterable[bytes], *, binary_parts: bool = False) -> None:
-        if self._socket.clogged:
-            self._cut_off("too much waits for it")
-            return
-        for frame in frames:
-            # Chunks are the only binary frames; they begin with their zero tag.
-            if binary_parts and frame[:1] == b"\x00":
-                self._socket.send_binary(frame)
-            else:
-                self._socket.send_text(frame)
+    @property
+    def clogged(self) -> bool:
+        return self._socket.clogged
+
+    def send(self, runs: Sequence[bytes]) -> None:
+        self._socket.send_frames(runs)
 
     def fail(self, error: ClientFacingError) -> None:
         """Send an error and, unless its kind keeps the connection, close."""
@@ -157,14 +153,14 @@ class Connection:
         if isinstance(replaced, Connection):
             replaced.close()
         self._host.joined(self)
-        liveness = asyncio.create_task(self._watch_liveness())
+        self._socket.on_drained = self._drained
         try:
             self._socket.send_text(downstream.connected(self.params.wsid))
             await self._process(subprotocol.init_connection)
             while (frame := await self._socket.receive()) is not None:
                 await self._process(lambda data=frame: decode_upstream(data))  # type: ignore[misc]
         finally:
-            liveness.cancel()
+            self._socket.on_drained = None
             self.group.leave(self)
             self._host.left(self)
 
@@ -227,15 +223,13 @@ class Connection:
         self.context = self.context.with_init(message)
         await self.group.connect(self, message)
 
-    async def _watch_liveness(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            await asyncio.sleep(PONG_CHECK_S)
-            self.keep_alive(loop.time())
+    def _drained(self) -> None:
+        self.group.drained(self)
 
     def keep_alive(self, now_s: float) -> None:
-        """To be called regularly: answers a ping that may be stuck behind slow work (§4.7), and
-        ends a connection that takes nothing anymore."""
+        """To be called every :data:`PONG_CHECK_S`, by a timer that no connection holds up: answers
+        a ping that may be stuck behind slow work (§4.7), and ends a connection that takes nothing
+        anymore."""
         if self._socket.stalled_for_s() > SEND_TIMEOUT_S:
             self._cut_off("it takes nothing")
         elif now_s - self._socket.last_sent_s > PONG_AFTER_SILENCE_S:

@@ -26,6 +26,7 @@ from view_syncer.fan_out import (
     Group,
     Prepared,
     QueryKey,
+    QueryMeasures,
     Reconciled,
     WorkerAdvance,
 )
@@ -43,11 +44,16 @@ from zerocache.zql.ast import Query
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
+MAX_UNDELIVERED = 2
+"""Two: the engine works on one advance while the event loop sends the other."""
+
 
 class EngineHost:
     """Starts the engine thread, runs jobs on it, and delivers advances.
 
     * :meth:`notify` asks for an advance; requests that pile up are coalesced;
+    * the next advance waits until the event loop took the last one over: a loop that is busy
+      sending gets fewer and larger advances, not a queue of them;
     * ``on_advance`` and ``on_fatal`` are called on the event loop;
     * ``on_wishes`` hears, there too, which indexes a plan misses or uses of the engine's own, some
       time after its first hydration and at every :meth:`examine_plans`;
@@ -69,6 +75,11 @@ class EngineHost:
         self._loop = asyncio.get_running_loop()
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._advance_requested = threading.Event()
+        # Advances that the event loop has not taken over yet, and whether another is wanted
+        # meanwhile; both threads look at them, under the lock.
+        self._delivery = threading.Lock()
+        self._undelivered = 0
+        self._held_back = False
         # Before the file is opened: one that is replaced in between then looks replaced.
         self._inode = self._path.stat().st_ino
         self._engine = Engine(self._path)
@@ -88,7 +99,7 @@ class EngineHost:
         """A newer version may be ready."""
         if not self._advance_requested.is_set():
             self._advance_requested.set()
-            self._jobs.put(self._advance)
+            self._jobs.put(self._advance_on_request)
 
     async def state(self) -> tuple[Watermark, Watermark, ReplicaSchema]:
         """(version, replica version, schema) of the engine."""
@@ -154,9 +165,15 @@ class EngineHost:
         """Release all queries of a group."""
         await self._call(lambda e: self._fan_out.drop(e, group))
 
-    async def row_counts(self, group: Group) -> dict[QueryKey, int]:
-        """How many rows each running query of a group has."""
-        return await self._call(lambda _: self._fan_out.row_counts(group))
+    async def measures(self, group: Group) -> dict[QueryKey, QueryMeasures]:
+        """Of each running query of a group."""
+        return await self._call(lambda _: self._fan_out.measures(group))
+
+    async def digests(self) -> tuple[list[float], list[float]]:
+        """How long hydrations and advances of queries took, in ms, as protocol digests."""
+        return await self._call(
+            lambda e: (e.hydrations_ms.protocol_value(), e.advances_ms.protocol_value())
+        )
 
     def examine_plans(self) -> None:
         """Look at every running plan again: tables grow, and wishes are forgotten."""
@@ -217,8 +234,31 @@ class EngineHost:
             assert self._on_wishes is not None
             self._post(self._on_wishes, wishes)
 
-    def _advance(self) -> None:
+    def _advance_on_request(self) -> None:
         self._advance_requested.clear()
+        with self._delivery:
+            self._held_back = self._undelivered >= MAX_UNDELIVERED
+            if self._held_back:
+                return
+        self._advance()
+
+    def _report(self, advance: WorkerAdvance) -> None:
+        with self._delivery:
+            self._undelivered += 1
+        self._post(self._deliver, advance)
+
+    def _deliver(self, advance: WorkerAdvance) -> None:
+        """On the event loop."""
+        try:
+            self._on_advance(advance)
+        finally:
+            with self._delivery:
+                self._undelivered -= 1
+                wanted, self._held_back = self._held_back, False
+            if wanted:
+                self.notify()
+
+    def _advance(self) -> None:
         try:
             inode = self._path.stat().st_ino
         except FileNotFoundError:
@@ -234,7 +274,7 @@ class EngineHost:
             self._fan_out.void()
         updates = {} if advance.reset else self._fan_out.updates(advance)
         result = WorkerAdvance(advance.version, updates, advance.reset)
-        self._post(self._on_advance, result)
+        self._report(result)
 
     def _reopen(self, inode: int) -> None:
         replaced, self._engine = self._engine, Engine(self._path)
@@ -242,7 +282,7 @@ class EngineHost:
         replaced.close()
         self._fan_out.void()
         log.info("replica_reopened", version=self._engine.version)
-        self._post(self._on_advance, WorkerAdvance(self._engine.version, {}, True))
+        self._report(WorkerAdvance(self._engine.version, {}, True))
 
     def _adopt(self, engine: Engine, prepared: Prepared) -> Engine:
         """Take in what was hydrated elsewhere; returns the engine, which may be a new one if the

@@ -8,13 +8,15 @@ fragmentation, flow control and the closing handshake; knows nothing of what the
 
 Invariants: frames are delivered in order and none after :attr:`closed`; what is written after the
 close began is dropped; the close frame reaches the peer even if it is still sending. Whoever
-writes much must look at :attr:`clogged` and :meth:`stalled_for_s` first.
+writes much must look at :attr:`clogged` first; answers to what the peer itself sends are bounded
+here, by not reading on while it does not take them.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import websockets.http11
@@ -23,6 +25,8 @@ from websockets.frames import Frame, Opcode
 from websockets.http11 import Request
 from websockets.protocol import State
 from websockets.server import ServerProtocol
+
+from view_syncer import wire
 
 # The subprotocol header carries the first message: its line exceeds the library's 8 KiB default.
 # Set here and not by the library's environment variable, which is read when the library is first
@@ -33,6 +37,10 @@ READ_HIGH_WATER = 64
 READ_HIGH_WATER_BYTES = 4 * 1024 * 1024
 """Messages waiting to be processed before reading from the socket pauses."""
 CLOSE_TIMEOUT_S = 5.0
+MAX_ANSWERS_BYTES = 64 * 1024
+"""What may be sent to a clogged peer besides pokes before nothing more is read from it."""
+MIN_PROGRESS_BYTES = 4096
+"""A peer that takes less of what waits for it counts as one that takes nothing."""
 
 Message = str | bytes
 
@@ -43,7 +51,8 @@ class WebSocket(asyncio.Protocol):
     * :attr:`request` completes with the opening request, or fails if there is none;
     * then call :meth:`accept` once; messages are read with :meth:`receive`, which returns None
       when the connection is over;
-    * :meth:`send_text` and :meth:`send_binary` never block; see :attr:`clogged`.
+    * :meth:`send_text` and :meth:`send_frames` never block; see :attr:`clogged`;
+    * ``on_drained`` is called when :attr:`clogged` ends.
     """
 
     def __init__(self, *, max_size: int, write_limit: int, compression: bool = False) -> None:
@@ -61,8 +70,14 @@ class WebSocket(asyncio.Protocol):
         self._fragments: list[bytes] = []
         self._reading_paused = False
         self._write_limit = write_limit
+        # More than a peer that reads would have left waiting. A single poke may be of any size,
+        # so this is asked before one is begun.
+        self.clogged = False
+        self.on_drained: Callable[[], None] | None = None
+        # Sent while clogged, other than by :meth:`send_frames`.
+        self._answers = 0
         self._written = 0
-        # What the kernel had taken when it was last seen to take anything, and when that was.
+        # What the kernel had taken when it was last seen to take enough, and when that was.
         self._taken = 0
         self._taken_at_s = self._loop.time()
         self._closing: asyncio.TimerHandle | None = None
@@ -75,6 +90,16 @@ class WebSocket(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports have the methods but not the base class.
         self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(self._write_limit, self._write_limit // 4)
+
+    def pause_writing(self) -> None:
+        self.clogged, self._answers = True, 0
+
+    def resume_writing(self) -> None:
+        self.clogged = False
+        self._maybe_resume_reading()
+        if self.on_drained is not None:
+            self.on_drained()
 
     def data_received(self, data: bytes) -> None:
         self._protocol.receive_data(data)
@@ -112,17 +137,11 @@ class WebSocket(asyncio.Protocol):
         """Bytes written but not yet taken by the kernel."""
         return 0 if self._transport is None else self._transport.get_write_buffer_size()
 
-    @property
-    def clogged(self) -> bool:
-        """More than a peer that reads would have left waiting. A single poke may be of any size,
-        so this is asked before one is begun."""
-        return self.buffered > self._write_limit
-
     def stalled_for_s(self) -> float:
-        """For how long the peer has taken nothing although something waits for it. As exact as
-        the intervals at which it is asked."""
+        """For how long the peer has taken next to nothing although something waits for it. As
+        exact as the intervals at which it is asked."""
         now, waiting = self._loop.time(), self.buffered
-        if not waiting or self._written - waiting != self._taken:
+        if not waiting or self._written - waiting >= self._taken + MIN_PROGRESS_BYTES:
             self._taken, self._taken_at_s = self._written - waiting, now
         return now - self._taken_at_s
 
@@ -146,9 +165,7 @@ class WebSocket(asyncio.Protocol):
             await self._arrived.wait()
         message = self._inbox.popleft()
         self._inbox_bytes -= len(message)
-        few = len(self._inbox) < READ_HIGH_WATER // 4
-        if few and self._inbox_bytes < READ_HIGH_WATER_BYTES:
-            self._resume_reading()
+        self._maybe_resume_reading()
         return message
 
     def send_text(self, data: bytes) -> None:
@@ -156,10 +173,23 @@ class WebSocket(asyncio.Protocol):
             self._protocol.send_text(data)
             self._flush()
 
-    def send_binary(self, data: bytes) -> None:
-        if self.is_open:
-            self._protocol.send_binary(data)
-            self._flush()
+    def send_frames(self, runs: Sequence[bytes]) -> None:
+        """Frames made by :mod:`view_syncer.wire`, which other sockets may be sent as well."""
+        transport = self._transport
+        if transport is None or not self.is_open or transport.is_closing():
+            return
+        if self._protocol.extensions:
+            for opcode, payload in wire.payloads(runs):
+                if opcode == wire.BINARY:
+                    self._protocol.send_binary(payload)
+                else:
+                    self._protocol.send_text(payload)
+            self._flush(answer=False)
+            return
+        for run in runs:
+            transport.write(run)
+            self._written += len(run)
+        self.last_sent_s = self._loop.time()
 
     def close(self, code: int = 1000, reason: str = "") -> None:
         """Begin the closing handshake; the transport goes when the peer answers or times out."""
@@ -197,6 +227,18 @@ class WebSocket(asyncio.Protocol):
         if self._closing is None and not self.closed.done():
             self._closing = self._loop.call_later(CLOSE_TIMEOUT_S, self.abort)
 
+    def _maybe_resume_reading(self) -> None:
+        """Once what was read is processed for the most part, and answers are taken again."""
+        few = len(self._inbox) < READ_HIGH_WATER // 4
+        takes = not self.clogged or self._answers < MAX_ANSWERS_BYTES
+        if few and takes and self._inbox_bytes < READ_HIGH_WATER_BYTES:
+            self._resume_reading()
+
+    def _pause_reading(self) -> None:
+        if not self._reading_paused and self._transport is not None:
+            self._reading_paused = True
+            self._transport.pause_reading()
+
     def _resume_reading(self) -> None:
         if self._reading_paused and self._transport is not None:
             self._reading_paused = False
@@ -219,12 +261,10 @@ class WebSocket(asyncio.Protocol):
         self._inbox_bytes += len(data)
         self._arrived.set()
         many = len(self._inbox) >= READ_HIGH_WATER or self._inbox_bytes >= READ_HIGH_WATER_BYTES
-        if many and not self._reading_paused:
-            assert self._transport is not None
-            self._reading_paused = True
-            self._transport.pause_reading()
+        if many:
+            self._pause_reading()
 
-    def _flush(self) -> None:
+    def _flush(self, *, answer: bool = True) -> None:
         transport = self._transport
         if transport is None or transport.is_closing():
             self._protocol.data_to_send()
@@ -233,9 +273,12 @@ class WebSocket(asyncio.Protocol):
             if data:
                 transport.write(data)
                 self._written += len(data)
+                self._answers += len(data) if answer else 0
                 self.last_sent_s = self._loop.time()
             elif transport.can_write_eof():
                 transport.write_eof()
+        if self.clogged and self._answers >= MAX_ANSWERS_BYTES and self.is_open:
+            self._pause_reading()
 
     def _close_transport(self) -> None:
         if self._transport is not None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import structlog
 
+from view_syncer import connection as connections
 from view_syncer.api_client import ApiClient, ApiEndpoint, open_session
 from view_syncer.auth import Auth, Authenticator
 from view_syncer.client_group import ClientGroup, Services
@@ -46,7 +47,8 @@ log = structlog.get_logger(__name__)
 LINGER_S = 30.0
 """How long a group without clients is kept: a reload or a short loss of the network then finds
 its queries running and its recent pokes at hand."""
-WRITE_LIMIT_BYTES = 64 * 1024 * 1024
+WRITE_LIMIT_BYTES = 1024 * 1024
+"""Unsent bytes beyond which a client is not poked any further until it has taken most of them."""
 CLOSE_WAIT_S = 5.0
 EXAMINE_INTERVAL_S = 600.0
 """How often all running plans are examined for missing indexes: tables grow."""
@@ -112,6 +114,7 @@ class Worker:
         self._spawn(self._follow_replica(version_socket))
         self._spawn(self._examine_plans())
         self._spawn(self._maintenance().run())
+        self._spawn(self._keep_alive())
 
     async def stop(self) -> None:
         """Close every connection, finish what was accepted, release everything."""
@@ -253,6 +256,14 @@ class Worker:
         if pushes is not None:
             await pushes.drain()
         await group.stop()
+
+    async def _keep_alive(self) -> None:
+        """One timer for all connections."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(connections.PONG_CHECK_S)
+            for connection in list(self._live):
+                connection.keep_alive(loop.time())
 
     # -- replica --------------------------------------------------------------------------------
 

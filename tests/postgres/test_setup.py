@@ -56,7 +56,8 @@ def test_everything_is_created_once(database: str, app_id: str, query: Query) ->
         f"{app_id}_0",
     )
     assert [name for (name,) in tables] == [
-        "clients", "mutations", "permissions", "replicas", "shardConfig", "versionHistory",
+        "clients", "mutations", "permissions", "publishedSchema", "replicas",
+        "shardConfig", "versionHistory",
     ]  # fmt: skip
     second = set_up_upstream(database, shard)
     assert not second.must_resync

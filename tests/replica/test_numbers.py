@@ -60,6 +60,11 @@ def test_numeric_is_exact_when_integral_and_nearest_otherwise(number: Decimal) -
     assert isinstance(stored, int) == exact
 
 
+def test_numeric_of_thousands_of_digits_is_not_refused() -> None:
+    assert decode_numeric("9" * 6000) is None
+    assert decode_numeric("9" * 200) == float("9" * 200)
+
+
 def test_bool() -> None:
     assert (decode_bool("t"), decode_bool("f")) == (1, 0)
 

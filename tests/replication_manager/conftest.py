@@ -32,10 +32,12 @@ def new_replicator(
     """Makes replicators of this test's database; keyword arguments are configuration."""
     made: list[Replicator] = []
 
-    def make(*, url: str = database, app: str = app_id, **options: Any) -> Replicator:
+    def make(*, url: str = database, app: Any = app_id, **options: Any) -> Replicator:
         directory = tmp_path / f"r{len(made)}"
         directory.mkdir()
-        replicator = Replicator(make_config(url, app, directory, **options), directory)
+        named = {"id": app} if isinstance(app, str) else app
+        config = make_config(url, app_id, directory, app=named, **options)
+        replicator = Replicator(config, directory)
         made.append(replicator)
         return replicator
 

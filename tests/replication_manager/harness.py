@@ -24,9 +24,11 @@ from zerocache.config import Config
 from zerocache.control import CONTROL_FD_VARIABLE, RUNTIME_DIR_VARIABLE
 from zerocache.errors import ZerocacheError
 from zerocache.protocol.versions import lsn_from_text, lsn_from_watermark
+from zerocache.replica.auto_index import indexes_of
 from zerocache.replica.layout import load_tables
+from zerocache.replica.pending import load_pending
 from zerocache.replica.published import PublishedTable
-from zerocache.replica.reader import open_replica, read_state
+from zerocache.replica.reader import load_schema, open_replica, read_state
 from zerocache.replica.types import column_decoder
 
 TIMEOUT_S = 30.0
@@ -213,3 +215,44 @@ def _replica_rows(connection: apsw.Connection, table: PublishedTable) -> list[tu
     names = ", ".join(f'"{column.name}"' for column in table.columns)
     rows = connection.execute(f'SELECT {names} FROM "{table.wire_name}"')  # noqa: S608 - test
     return sorted(rows.fetchall(), key=_sort_key)
+
+
+def settle(replicator: Replicator) -> None:
+    """Until the replica has everything that is committed, and no backfill is outstanding."""
+    replicator.catch_up()
+    # Replica identities are set after the fact, as schema changes of their own.
+    replicator.wait_until(lambda: not _outstanding(replicator))
+    replicator.catch_up()
+    replicator.wait_until(lambda: not _outstanding(replicator))
+
+
+def _outstanding(replicator: Replicator) -> bool:
+    connection = replicator.connection()
+    try:
+        return bool(load_pending(connection))
+    finally:
+        connection.close()
+
+
+def described(replicator: Replicator) -> dict[str, Any]:
+    """The replica's schema as far as it does not depend on how the replica came to it."""
+    connection = replicator.connection()
+    try:
+        described: dict[str, Any] = {}
+        for name, table in load_schema(connection).items():
+            if name.startswith(replicator.config.app_schema):
+                continue
+            columns = connection.execute(f"SELECT name FROM pragma_table_info('{name}')").fetchall()  # noqa: S608 - test
+            described[name] = (
+                dict(table.columns),
+                table.keys,
+                sorted(table.indexes),
+                sorted(columns),
+                sorted(
+                    (index.name, index.unique, index.columns)
+                    for index in indexes_of(connection, name)
+                ),
+            )
+        return described
+    finally:
+        connection.close()

@@ -10,9 +10,12 @@ from pathlib import Path
 import pytest
 
 from replication_manager.applier import Applier
+from replication_manager.backfill import Backfiller
 from replication_manager.position import SlotPosition
+from replication_manager.schema_events import SchemaEvents
 from replication_manager.stream import ChangeStream, StreamLimits
 from replication_manager.walsender import StreamEnded
+from zerocache.postgres.shard import ShardNames
 from zerocache.protocol.versions import Watermark, watermark_from_lsn
 from zerocache.replica.bulk import BulkLoader
 from zerocache.replica.layout import ReplicaConfig
@@ -118,6 +121,13 @@ def replica(tmp_path: Path) -> Replica:
     return Replica(path, ReplicaWriter(path))
 
 
+_SHARD = ShardNames("zero")
+
+
+def _applier(writer: ReplicaWriter) -> Applier:
+    return Applier(writer, lambda _: None, SchemaEvents(writer, _SHARD))
+
+
 def _run(
     replica: Replica, *script: bytes | float | None, limits: StreamLimits | None = None
 ) -> tuple[list[int], list[Watermark]]:
@@ -127,11 +137,12 @@ def _run(
     stream = ChangeStream(
         connection,  # type: ignore[arg-type]
         replica.writer,
-        Applier(replica.writer, lambda _: None),
+        _applier(replica.writer),
         SlotPosition(replica.path),
         published.append,
         lambda: None,
         limits or StreamLimits(),
+        Backfiller("postgresql://nobody", _SHARD, replica.writer),
         monotonic=lambda: connection.now,
     )
     with pytest.raises(_Ended):
@@ -211,11 +222,12 @@ def test_silence_of_the_server_ends_the_stream(replica: Replica) -> None:
     stream = ChangeStream(
         connection,  # type: ignore[arg-type]
         replica.writer,
-        Applier(replica.writer, lambda _: None),
+        _applier(replica.writer),
         SlotPosition(replica.path),
         lambda _: None,
         lambda: None,
         StreamLimits(inbound_timeout_s=120),
+        Backfiller("postgresql://nobody", _SHARD, replica.writer),
         monotonic=lambda: connection.now,
     )
     with pytest.raises(StreamEnded):

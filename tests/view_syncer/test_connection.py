@@ -22,7 +22,11 @@ from tests.view_syncer.server import (
     Replica,
     Server,
     TestClient,
+    cookies,
+    delete_task,
     edit_task,
+    put_task,
+    row_ops,
     server_config,
     serving,
     task_where,
@@ -30,6 +34,7 @@ from tests.view_syncer.server import (
 )
 from tests.view_syncer.test_client_group import Gate, failure, refused
 from view_syncer import connection as module
+from view_syncer.websocket import MAX_ANSWERS_BYTES
 
 PARAMETERS = {"clientID": "c", "clientGroupID": "g", "ts": "123.456", "lmid": "0", "wsid": "w"}
 SECRET = "a secret of sufficient length for HS256"
@@ -371,16 +376,76 @@ async def test_client_that_reads_nothing_is_cut_off_and_the_others_go_on(
     assert slow.client_id not in server.group().clients
 
 
-async def test_client_with_too_much_waiting_is_cut_off(server: Server) -> None:
-    slow = await server.connected(ALL_TASKS)
-    connection: Any = server.group().clients[slow.client_id]
-    connection._socket._write_limit = 1 << 20
+async def stalled(server: Server, group: str = "g") -> tuple[TestClient, Any]:
+    """A client that stopped reading, and its connection, for which too much waits already."""
+    slow = await server.connected(ALL_TASKS, group=group)
+    connection: Any = server.group(group).clients[slow.client_id]
     assert slow._transport is not None
     slow._transport.pause_reading()
-    async with asyncio.timeout(20):
-        while not connection._socket.closed.done():
-            server.replica.write(edit_task("a", title="x" * (1 << 20)))
-            await asyncio.sleep(0.02)
+    watcher = await server.connected(ALL_TASKS, group=f"{group}-watcher")
+    number = 0
+    while not connection.clogged:
+        number += 1
+        version = server.replica.write(edit_task("a", title=str(number) * (1 << 20)))
+        await watcher.wait_cookie(version)
+    watcher.close()
+    return slow, connection
+
+
+@pytest.mark.parametrize("size", [10, 300_000], ids=["in recent pokes", "beyond recent pokes"])
+async def test_client_that_does_not_keep_up_gets_one_poke_for_all_it_missed(
+    server: Server, size: int
+) -> None:
+    slow, connection = await stalled(server)
+    other = await server.connected(ALL_TASKS)
+    base, waiting = connection.base, connection._socket.buffered
+    for number in range(20):
+        steps = [edit_task("a", title=f"{number} " + "x" * size)]
+        if number == 10:
+            steps += [delete_task("b"), put_task("d", title="D")]
+        version = server.replica.write(*steps)
+        await other.wait_cookie(version)
+        assert connection._socket.buffered <= waiting
+        assert connection.base == base
+    assert slow._transport is not None
+    slow._transport.resume_reading()
+    await slow.wait_cookie(version)
+    assert cookies(slow)[-1] == (base.cookie(), connection.base.cookie())
+    assert slow.titles == other.titles
+    version = server.replica.write(edit_task("a", title="end"))
+    await slow.wait_cookie(version)
+    assert row_ops(slow.pokes[-1]) == [("put", "a")]
+
+
+async def test_query_change_of_a_tab_is_not_queued_for_one_that_does_not_read(
+    server: Server,
+) -> None:
+    slow, connection = await stalled(server)
+    base, waiting = connection.base, connection._socket.buffered
+    other = await server.connected(ALL_TASKS, ALL_TAGS)
+    assert (connection.base, connection._socket.buffered <= waiting) == (base, True)
+    assert slow._transport is not None
+    slow._transport.resume_reading()
+    await slow.wait_got(ALL_TAGS)
+    assert slow.state.rows == other.state.rows
+
+
+async def test_pings_of_a_client_that_reads_nothing_are_not_answered_without_bound(
+    server: Server,
+) -> None:
+    slow, connection = await stalled(server)
+    sock = connection._socket
+    waiting = sock.buffered
+    ping = peer.encode_frame(peer.TEXT, b'["ping",{}]')
+    assert slow._transport is not None
+    flood = ping * 200_000
+    slow._transport.write(flood)
+    await until(lambda: sock._reading_paused)
+    assert sock.buffered < waiting + 3 * MAX_ANSWERS_BYTES
+    slow._transport.resume_reading()
+    client = server.client(ALL_TASKS, group="other")
+    await client.connect()
+    await slow.wait_for(lambda: sum(m.type == "pong" for m in slow.messages) == 200_000)
 
 
 async def test_reset_connection_leaves_the_group(server: Server) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import threading
 from collections.abc import AsyncIterator
 
 import apsw
 import pytest
 
 from tests.view_syncer.server import Replica, delete_task, edit_task, put_task, until
+from view_syncer import engine_host
 from view_syncer.engine_host import EngineHost
 from view_syncer.fan_out import WorkerAdvance
 from view_syncer.ivm.encode import ClientTables, SyncedTable
@@ -75,6 +77,25 @@ async def test_added_query_brings_its_rows_and_then_its_changes(
     (update,) = advance.updates.values()
     assert len(update.dels) == 1
     assert [len(run) for run in update.puts] == [1]
+
+
+async def test_loop_that_is_busy_gets_few_large_advances_and_no_queue_of_them(
+    host: EngineHost, listener: Listener, replica: Replica
+) -> None:
+    await host.reconcile("g", TABLES, {"q": ALL}, ())
+    for number in range(20):
+        version = replica.write(edit_task("a", title=str(number)))
+        host.notify()
+        turned = threading.Event()
+        host._jobs.put(turned.set)
+        assert turned.wait(10)  # the engine is through with it; this loop did not turn
+    assert host._undelivered == engine_host.MAX_UNDELIVERED
+    seen = [await listener.next()]
+    while seen[-1].version != version:
+        seen.append(await listener.next())
+    assert len(seen) <= engine_host.MAX_UNDELIVERED + 2
+    assert seen[-1].updates
+    await until(lambda: host._undelivered == 0)
 
 
 async def test_second_query_brings_only_rows_the_first_did_not(host: EngineHost) -> None:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from benchmarks.sync_messages import ClientSchema, TableSchema
 from benchmarks.sync_state import SyncSession, SyncState
-from view_syncer.poke import History, PokeBody, frame_poke, merge
+from view_syncer import wire
+from view_syncer.poke import SMALL_POKE_BYTES, History, PokeBody, merge
 from zerocache.protocol import downstream
 from zerocache.protocol.versions import NEVER, ViewVersion, Watermark, lexi_encode
 
@@ -68,11 +69,15 @@ def histories(draw: st.DrawFn) -> list[PokeBody]:
 
 
 def play(session: SyncSession, base: ViewVersion | None, body: PokeBody) -> None:
-    for frame in frame_poke(base, body, session.version >= 52):
-        if frame[:1] == b"\x00":
-            session.receive_binary(frame)
+    for opcode, payload in wire.payloads(body.poke(base, session.version >= 52)):
+        if opcode == wire.BINARY:
+            session.receive_binary(payload)
         else:
-            session.receive_text(frame)
+            session.receive_text(payload)
+
+
+def poke_payloads(base: ViewVersion | None, body: PokeBody, binary: bool) -> list[bytes]:
+    return [payload for _, payload in wire.payloads(body.poke(base, binary))]
 
 
 def opened(state: SyncState, protocol: int) -> SyncSession:
@@ -183,7 +188,7 @@ def test_large_rows_close_a_part_early() -> None:
 def test_binary_poke_of_ten_mebibytes_is_cut_into_chunks() -> None:
     """sync-protocol.md §10 #26"""
     body = PokeBody(version(1), rows=[[row_put("é" * (5 * 1024 * 1024), 1)]])
-    frames = frame_poke(None, body, True)
+    frames = poke_payloads(None, body, True)
     chunks = frames[1:-1]
     assert len(chunks) == 11
     assert all(chunk[:1] == b"\x00" and len(chunk) <= 1_048_576 for chunk in chunks)
@@ -193,16 +198,36 @@ def test_binary_poke_of_ten_mebibytes_is_cut_into_chunks() -> None:
 
 def test_empty_binary_poke_is_an_empty_array() -> None:
     """sync-protocol.md §10 #27: a poke is whole before it begins, so no chunk is ever taken back"""
-    assert frame_poke(version(1), PokeBody(version(1)), True)[1:-1] == [b"\x00[]"]
+    assert poke_payloads(version(1), PokeBody(version(1)), True)[1:-1] == [b"\x00[]"]
 
 
 def test_empty_text_poke_is_start_and_end() -> None:
-    start, end = frame_poke(version(1), PokeBody(version(1)), False)
+    start, end = poke_payloads(version(1), PokeBody(version(1)), False)
     assert msgspec.json.decode(start) == ["pokeStart", {"pokeID": "01", "baseCookie": "01"}]
     assert msgspec.json.decode(end) == ["pokeEnd", {"pokeID": "01", "cookie": "01"}]
 
 
-def test_frames_are_made_once_per_wire_form() -> None:
+def test_poke_is_made_once_per_base_and_wire_form() -> None:
     body = PokeBody(version(1), got=[downstream.put_query("q")])
-    assert body.frames(False) is body.frames(False)
-    assert body.frames(True) is not body.frames(False)
+    assert body.poke(None, False) is body.poke(None, False)
+    assert body.poke(None, True) is not body.poke(None, False)
+    assert poke_payloads(version(0, 1), body, False)[0] != poke_payloads(None, body, False)[0]
+
+
+def test_small_poke_is_one_run_and_large_ones_share_their_parts() -> None:
+    small = PokeBody(version(2), rows=[[row_put("a", 1)]])
+    assert len(small.poke(version(1), False)) == 1
+    large = PokeBody(version(2), rows=[[row_put("a" * SMALL_POKE_BYTES, 1)]])
+    one, other = large.poke(version(1), False), large.poke(None, False)
+    assert one[1] is other[1]
+
+
+def test_history_is_bounded_by_size_and_keeps_frames_of_the_newest_only() -> None:
+    history = History(max_bytes=1000)
+    bodies = [PokeBody(version(n), rows=[[row_put("k" * 300, n)]]) for n in range(1, 5)]
+    for body in bodies:
+        body.poke(None, False)
+        history.add(body)
+    assert history.since(version(2)) == bodies[2:]
+    assert history.since(version(1)) is None
+    assert [bool(body._pokes) for body in bodies] == [False, False, False, True]

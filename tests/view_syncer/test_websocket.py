@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks import websocket as peer
 from view_syncer import websocket as module
+from view_syncer import wire
 from view_syncer.websocket import WebSocket
 
 MAX_SIZE = 10 * 1024 * 1024
@@ -250,7 +251,7 @@ async def test_nothing_is_sent_after_the_close(port: Port) -> None:
     pair.server.send_text(b"before")
     pair.server.close()
     pair.server.send_text(b"after")
-    pair.server.send_binary(b"\x00after")
+    pair.server.send_frames([wire.frame(wire.BINARY, b"\x00after")])
     assert (await pair.receive()).payload == b"before"
     assert (await pair.receive()).opcode == peer.CLOSE
 

@@ -18,7 +18,8 @@ import psycopg
 
 from zerocache.replica.published import PublishedIndex, PublishedSchema, PublishedTable
 
-_FIRST_WITH_GENERATED_COLUMNS = 180_000
+FIRST_WITH_GENERATED_COLUMNS = 180_000
+_SET_PATH = "SELECT set_config('search_path', %s, false)"
 
 
 def load_sql(name: str) -> LiteralString:
@@ -33,10 +34,14 @@ def read_published_schema(
     parameters = {
         "publications": list(publications),
         # Only PostgreSQL 18 and later can publish them; 15 lists them nevertheless.
-        "skip_generated": connection.info.server_version < _FIRST_WITH_GENERATED_COLUMNS,
+        "skip_generated": connection.info.server_version < FIRST_WITH_GENERATED_COLUMNS,
     }
+    # Expressions are printed relative to the search path; the triggers' functions use this one.
+    path = connection.execute("SELECT current_setting('search_path')").fetchone()
+    connection.execute(_SET_PATH, ["pg_catalog, pg_temp"])
     tables = connection.execute(load_sql("tables.sql"), parameters).fetchall()
     indexes = connection.execute(load_sql("indexes.sql"), parameters).fetchall()
+    connection.execute(_SET_PATH, path)
     return PublishedSchema(
         tables=tuple(msgspec.json.decode(text, type=PublishedTable) for (text,) in tables),
         indexes=tuple(msgspec.json.decode(text, type=PublishedIndex) for (text,) in indexes),

@@ -18,6 +18,7 @@ from psycopg import sql
 
 from zerocache.errors import UpstreamSetupError
 from zerocache.postgres.connection import MISSING_PRIVILEGE, connect, explain
+from zerocache.postgres.ddl import ensure_ddl_detection
 from zerocache.postgres.introspection import load_sql, read_published_schema
 from zerocache.postgres.shard import ShardNames
 from zerocache.postgres.validation import check_publications, check_schema, check_server
@@ -32,11 +33,16 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Upstream:
-    """A database that is ready. ``must_resync``: replicas made before cannot follow any more."""
+    """A database that is ready.
+
+    ``must_resync``: replicas made before cannot follow any more. ``ddl_detection``: the change
+    stream announces changes of the published schema; without it they have to be looked for.
+    """
 
     publications: tuple[str, ...]
     schema: PublishedSchema
     must_resync: bool
+    ddl_detection: bool
 
 
 def set_up_upstream(url: str, shard: ShardNames) -> Upstream:
@@ -62,12 +68,14 @@ def _set_up(connection: psycopg.Connection[Any], shard: ShardNames) -> Upstream:
     list_changed = _store_publication_list(connection, shard)
     schema = read_published_schema(connection, shard.all_publications)
     check_schema(schema, shard)
-    if _set_identities(connection, schema):
+    ddl_detection = ensure_ddl_detection(connection, shard)
+    _store_ddl_detection(connection, shard, ddl_detection)
+    if set_identities(connection, schema):
         schema = read_published_schema(connection, shard.all_publications)
     must_resync = publications_changed or list_changed
     if must_resync:
         _forget_replicas(connection, shard)
-    return Upstream(shard.all_publications, schema, must_resync)
+    return Upstream(shard.all_publications, schema, must_resync, ddl_detection)
 
 
 def _create_objects(connection: psycopg.Connection[Any], shard: ShardNames) -> None:
@@ -138,6 +146,17 @@ def _store_publication_list(connection: psycopg.Connection[Any], shard: ShardNam
     return changed
 
 
+def _store_ddl_detection(
+    connection: psycopg.Connection[Any], shard: ShardNames, detected: bool
+) -> None:
+    connection.execute(
+        sql.SQL('UPDATE {} SET "ddlDetection" = %s WHERE "ddlDetection" <> %s').format(
+            sql.Identifier(shard.shard_schema, "shardConfig")
+        ),
+        [detected, detected],
+    )
+
+
 def _forget_replicas(connection: psycopg.Connection[Any], shard: ShardNames) -> None:
     """Replicas of other publications are useless; their slots become unclaimed and are dropped."""
     connection.execute(
@@ -145,7 +164,7 @@ def _forget_replicas(connection: psycopg.Connection[Any], shard: ShardNames) -> 
     )
 
 
-def _set_identities(connection: psycopg.Connection[Any], schema: PublishedSchema) -> bool:
+def set_identities(connection: psycopg.Connection[Any], schema: PublishedSchema) -> bool:
     """Give keyless tables a replica identity through a unique index; True if any got one."""
     changed = False
     for table in schema.tables:

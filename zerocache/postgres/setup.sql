@@ -48,6 +48,12 @@ CREATE TABLE IF NOT EXISTS {shard}."shardConfig" (
     lock bool PRIMARY KEY DEFAULT true CHECK (lock)
 );
 
+-- What the functions of ddl_functions.sql saw last.
+CREATE TABLE IF NOT EXISTS {shard}."publishedSchema" (
+    current json NOT NULL,
+    "exists" bool PRIMARY KEY DEFAULT true CHECK ("exists")
+);
+
 -- One row per initial sync; "initialSyncContext" IS NULL until it has finished.
 CREATE TABLE IF NOT EXISTS {shard}.replicas (
     id text PRIMARY KEY,

@@ -56,6 +56,23 @@ class ShardNames:
         return f"{self.shard_schema}_"
 
     @property
+    def ddl_prefix(self) -> str:
+        """Prefix of the logical messages that announce changes of the schema."""
+        return f"{self.app_id}/{self.number}/ddl"
+
+    @property
+    def backfill_prefix(self) -> str:
+        """Prefix of the messages that move the stream past a backfill's snapshot."""
+        return f"{self.app_id}/{self.number}/backfill"
+
+    @property
+    def event_triggers(self) -> tuple[str, str, str]:
+        """Names of the triggers at the start and the end of commands, and at rewrites."""
+        names = (f"{self.app_id}_ddl_{when}_{self.number}" for when in ("start", "end", "rewrite"))
+        start, end, rewrite = names
+        return start, end, rewrite
+
+    @property
     def setup_lock(self) -> str:
         return f"migrate-schema:{self.shard_schema}"
 

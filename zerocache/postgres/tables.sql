@@ -31,6 +31,8 @@ columns AS (
                            WHEN coalesce(e.typname, t.typname) IN ('varchar', 'bpchar')
                            THEN a.atttypmod - 4
                            ELSE a.atttypmod END,
+        -- its values come from somewhere else than the default
+        'generated', a.attgenerated <> '' OR a.attidentity <> '',
         'default', CASE WHEN a.attgenerated = '' THEN pg_get_expr(d.adbin, d.adrelid) END,
         'enum_labels', (SELECT coalesce(jsonb_object_agg(l.oid, l.enumlabel), '{}')
                         FROM pg_enum l WHERE l.enumtypid = coalesce(e.oid, t.oid)),

@@ -14,20 +14,19 @@ from pathlib import Path
 from types import TracebackType
 
 import apsw
-import structlog
 
+from zerocache.replica.index_build import build_index
 from zerocache.replica.layout import (
     ReplicaConfig,
     TableFacts,
     check_names,
-    create_index_sql,
     create_internal_tables,
     create_table,
     facts_of,
 )
 from zerocache.replica.planner_statistics import assume_growth
-from zerocache.replica.published import PublishedIndex, PublishedSchema, wire_name
-from zerocache.replica.sql import literal, placeholders, quote, quote_all
+from zerocache.replica.published import PublishedSchema, wire_name
+from zerocache.replica.sql import literal, placeholders, quote
 from zerocache.replica.types import SQLiteValue
 from zerocache.replica.wal import sync_file
 
@@ -43,8 +42,6 @@ _PRAGMAS = (
     "PRAGMA threads = 2",
     "PRAGMA analysis_limit = 1000",
 )
-
-log = structlog.get_logger(__name__)
 
 
 class BulkLoader:
@@ -106,7 +103,7 @@ class BulkLoader:
         for facts in self._facts:
             for index in facts.indexes:
                 progress(f"creating index {wire_name(index.schema, index.name)}")
-                self._create_index(index)
+                build_index(self._connection, index)
         progress("collecting statistics")
         self._connection.execute("COMMIT")
         self._connection.execute("ANALYZE")
@@ -127,34 +124,6 @@ class BulkLoader:
         self._path.rename(self._target)
         sync_file(self._target)
         self._finished = True
-
-    def _create_index(self, index: PublishedIndex) -> None:
-        statement = create_index_sql(index)
-        try:
-            self._connection.execute(statement)
-        except apsw.ConstraintError:
-            self._drop_duplicates(index)
-            self._connection.execute(statement)
-
-    def _drop_duplicates(self, index: PublishedIndex) -> None:
-        """Keep the last row of each key, as the change stream would.
-
-        Upstream's values are distinct, but some types are stored with less precision (numeric as
-        a double, times in milliseconds).
-        """
-        table = quote(wire_name(index.schema, index.table))
-        columns = quote_all(index.column_names)
-        present = " AND ".join(f"{quote(name)} IS NOT NULL" for name in index.column_names)
-        self._connection.execute(
-            f"DELETE FROM {table} WHERE {present} AND _rowid_ NOT IN "  # noqa: S608 - quoted
-            f"(SELECT max(_rowid_) FROM {table} WHERE {present} GROUP BY {columns})"
-        )
-        log.warning(
-            "indistinguishable_rows_dropped",
-            table=wire_name(index.schema, index.table),
-            index=index.name,
-            rows=self._connection.changes(),
-        )
 
 
 def _insert_sql(facts: TableFacts, version: str) -> str:

@@ -186,6 +186,17 @@ def row_key(facts: TableFacts) -> tuple[str, ...] | None:
     return keys[0] if keys else None
 
 
+def identity_key(facts: TableFacts) -> tuple[str, ...] | None:
+    """The columns by which upstream's updates and deletes name a row; None if it has none."""
+    identity = facts.table.replica_identity
+    if identity == "f":
+        return row_key(facts)
+    if identity == "i":
+        keys = [index.column_names for index in facts.indexes if index.is_replica_identity]
+        return keys[0] if keys else None
+    return facts.table.primary_key or None
+
+
 def _unique_keys(facts: TableFacts) -> list[tuple[str, ...]]:
     not_null = {column.name for column in facts.table.columns if column.not_null}
     keys = {

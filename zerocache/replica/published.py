@@ -30,6 +30,7 @@ class PublishedColumn(msgspec.Struct, frozen=True, kw_only=True):
       of the array, is an enum.
     * ``max_length``: the type modifier, minus 4 for varchar and bpchar; None when there is none.
     * ``default``: the default expression as Postgres prints it.
+    * ``generated``: a generated or an identity column.
     * ``enum_labels``: the labels of the type (or of the element) by their oid.
     * ``written``: changes whenever the column's entry in the catalogue is written.
     """
@@ -45,6 +46,7 @@ class PublishedColumn(msgspec.Struct, frozen=True, kw_only=True):
     not_null: bool = False
     max_length: int | None = None
     default: str | None = None
+    generated: bool = False
     enum_labels: dict[str, str] = {}
     written: str = ""
 

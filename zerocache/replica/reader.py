@@ -19,6 +19,7 @@ from zerocache.errors import ReplicaError
 from zerocache.protocol.versions import Watermark
 from zerocache.replica.auto_index import auto_indexes
 from zerocache.replica.layout import COLUMN_METADATA, TABLE_METADATA, TableFacts
+from zerocache.replica.pending import hidden_columns, load_pending
 from zerocache.replica.schema import ReplicaColumn, ReplicaTable
 from zerocache.replica.types import client_type
 
@@ -92,7 +93,11 @@ def read_state(connection: apsw.Connection) -> ReplicaState:
 
 
 def load_schema(connection: apsw.Connection) -> dict[str, ReplicaTable]:
-    """Every user table of the snapshot ``connection`` sees, by wire name."""
+    """Every user table of the snapshot ``connection`` sees, by wire name.
+
+    Tables and columns that wait for a backfill are left out, as if they were not published yet.
+    """
+    pending = load_pending(connection)
     columns: dict[str, dict[str, ReplicaColumn]] = {}
     for table, name, upstream_type, not_null, is_enum, is_array in connection.execute(
         "SELECT table_name, column_name, upstream_type, is_not_null, is_enum, "  # noqa: S608
@@ -117,11 +122,17 @@ def load_schema(connection: apsw.Connection) -> dict[str, ReplicaTable]:
         f"FROM {TABLE_METADATA} ORDER BY table_name"
     ):
         facts = msgspec.json.decode(upstream, type=TableFacts)
+        backfill = pending.get(facts.table.oid)
+        if backfill is not None and backfill.whole:
+            continue
+        hidden = hidden_columns(facts, pending)
+        table_keys = msgspec.json.decode(keys, type=tuple[tuple[str, ...], ...])
+        indexes = (*(index.column_names for index in facts.indexes), *own.get(name, ()))
         tables[name] = ReplicaTable(
             name=name,
-            columns=columns.get(name, {}),
-            keys=msgspec.json.decode(keys, type=tuple[tuple[str, ...], ...]),
+            columns={n: c for n, c in columns.get(name, {}).items() if n not in hidden},
+            keys=tuple(key for key in table_keys if hidden.isdisjoint(key)),
             min_row_version=min_row_version,
-            indexes=(*(index.column_names for index in facts.indexes), *own.get(name, ())),
+            indexes=tuple(index for index in indexes if hidden.isdisjoint(index)),
         )
     return tables

@@ -23,6 +23,7 @@ import apsw
 from zerocache.errors import ReplicaError, ResyncRequired
 from zerocache.replica.change_log import ChangeLog
 from zerocache.replica.layout import TableFacts, row_key
+from zerocache.replica.refresh import RowWatch
 from zerocache.replica.schema import VERSION_COLUMN
 from zerocache.replica.sql import equals_all, placeholders, quote, quote_all
 from zerocache.replica.types import UNCHANGED, SQLiteValue, StoredRow
@@ -63,6 +64,8 @@ class RelationWriter:
         self._delete_sql = (
             f"DELETE FROM {self._quoted} WHERE {self._key_condition} RETURNING _rowid_"  # noqa: S608
         )
+        # Set while the rows of this table are being read again from upstream.
+        self.watch: RowWatch | None = None
         # UPDATE statements by the positions they set.
         self._updates: dict[tuple[int, ...], str] = {}
         # Positions set when every value is present and the key stays: the usual update.
@@ -80,6 +83,8 @@ class RelationWriter:
             self._cursor.execute(self._insert_sql, bindings)
         rowid = self._cursor.connection.last_insert_rowid()
         self._log.record(self.table, rowid, "s")
+        if self.watch is not None:
+            self.watch.written(rowid, complete=UNCHANGED not in row, fresh=True)
 
     def update(self, old: StoredRow | None, new: StoredRow) -> None:
         """Give the row that ``old`` (or else ``new``) identifies the values of ``new``."""
@@ -101,15 +106,35 @@ class RelationWriter:
             self.insert(new)
         for rowid in rowids:
             self._log.record(self.table, rowid, "s")
+        if self.watch is not None:
+            self._watch_update(old, new, rowids)
 
     def delete(self, old: StoredRow) -> None:
         bindings = [old[at] for at in self._key]
         for rowid in self._rowids(self._delete_sql, bindings):
             self._log.record(self.table, rowid, "d")
+        if self.watch is not None:
+            self.watch.deleted.add(self._watched_key(self.watch, old))
 
     def truncate(self) -> None:
+        if self.watch is not None:
+            self.watch.cancelled = True
         self._cursor.execute(f"DELETE FROM {self._quoted}")  # noqa: S608 - quoted
         self._log.record(self.table, 0, "t")
+
+    def _watch_update(self, old: StoredRow | None, new: StoredRow, rowids: list[int]) -> None:
+        watch = self.watch
+        assert watch is not None
+        for rowid in rowids:
+            watch.written(rowid, complete=UNCHANGED not in new)
+        if old is not None:
+            before = self._watched_key(watch, old)
+            if before != self._watched_key(watch, new):
+                watch.deleted.add(before)
+
+    def _watched_key(self, watch: RowWatch, row: StoredRow) -> tuple[SQLiteValue, ...]:
+        values = (row[self.columns.index(name)] for name in watch.key)
+        return tuple(None if value is UNCHANGED else value for value in values)
 
     def _make_room(self, found: StoredRow, new: StoredRow) -> None:
         """Remove the rows that an update of the row ``found`` identifies would collide with."""

@@ -2,11 +2,12 @@
 
 Owns transactions: it applies upstream transactions in commit order, several of them in one SQLite
 transaction if the caller likes, and moves the replica's state and change log in that same SQLite
-transaction. Readers therefore see either all of an upstream transaction, with its log entries and
-its version, or nothing of it. It never changes the schema (a changed relation raises
-ResyncRequired) and never acknowledges anything: callers ask :meth:`ReplicaWriter.durable` first.
+transaction. Readers therefore see either all of an upstream transaction, with its schema changes,
+its log entries and its version, or nothing of it. It never acknowledges anything: callers ask
+:meth:`ReplicaWriter.durable` first.
 
-How rows are applied is relation.py's affair, the log change_log.py's, the WAL file wal.py's.
+How rows are applied is relation.py's affair, schema changes schema_apply.py's, backfills
+refresh.py's, the log change_log.py's, the WAL file wal.py's.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import apsw
 import structlog
 
 from zerocache.errors import ReplicaError, ResyncRequired
-from zerocache.protocol.versions import Watermark
+from zerocache.protocol.versions import Watermark, lexi_decode, lexi_encode
 from zerocache.replica import auto_index
 from zerocache.replica.auto_index import AutoIndex, IndexWish
 from zerocache.replica.change_log import ChangeLog
@@ -32,9 +33,14 @@ from zerocache.replica.layout import (
     load_tables,
     row_key,
 )
+from zerocache.replica.pending import Pending, forget_pending, load_pending
 from zerocache.replica.planner_statistics import assume_growth
-from zerocache.replica.reader import ReplicaState, read_state
+from zerocache.replica.reader import ReplicaState, load_schema, read_state
+from zerocache.replica.refresh import TableRefresh
 from zerocache.replica.relation import RelationWriter
+from zerocache.replica.schema_apply import announce, apply_changes, build_indexes
+from zerocache.replica.schema_change import Change
+from zerocache.replica.sql import quote
 from zerocache.replica.types import UNCHANGED, SQLiteValue, StoredRow
 from zerocache.replica.wal import WalFile
 
@@ -85,6 +91,13 @@ class ReplicaWriter:
         self._relations: dict[
             tuple[str, tuple[str, ...], tuple[str, ...] | None], RelationWriter
         ] = {}
+        # Backfills that are not complete, by oid of the table, and the one that is under way.
+        self._pending = load_pending(self._connection)
+        self._refresh: TableRefresh | None = None
+        # True while the open SQLite transaction has changed the schema.
+        self._schema_changed = False
+        # Rises with every change of a table's facts; who holds a RelationWriter asks anew then.
+        self.generation = 0
         # Watermark of the newest ended transaction that is not committed yet.
         self._ended: str | None = None
         self._touch()
@@ -119,8 +132,64 @@ class ReplicaWriter:
         relation = self._relations.get(shape)
         if relation is None:
             relation = RelationWriter(self._connection, self._log, self.facts(table), columns, key)
+            if self._refresh is not None and self._refresh.facts.table.wire_name == table:
+                relation.watch = self._refresh.watch
             self._relations[shape] = relation
         return relation
+
+    def tables(self) -> Mapping[str, TableFacts]:
+        """What every table was built from, by wire name."""
+        return self._tables
+
+    def change_schema(self, changes: Sequence[Change]) -> None:
+        """Make schema changes, as part of the open upstream transaction."""
+        self._log.open_version()
+        self._schema_changed = True
+        concerned = apply_changes(self._connection, self._log, changes)
+        if self._refresh is not None and self._refresh.facts.table.oid in concerned:
+            self._refresh.watch.cancelled = True
+        self._reload()
+
+    @property
+    def pending(self) -> Mapping[int, Pending]:
+        """Backfills that are not complete, by oid of the table."""
+        return self._pending
+
+    def start_refresh(self, oid: int) -> TableRefresh:
+        """Begin to watch the stream's changes of a table whose rows will be read again."""
+        self.stop_refresh()
+        facts = next(facts for facts in self._tables.values() if facts.table.oid == oid)
+        self._refresh = TableRefresh(
+            self._connection, self._log, facts, silent=self._pending[oid].hides_something
+        )
+        for relation in self._relations.values():
+            if relation.table == facts.table.wire_name:
+                relation.watch = self._refresh.watch
+        return self._refresh
+
+    def stop_refresh(self) -> None:
+        self._refresh = None
+        for relation in self._relations.values():
+            relation.watch = None
+
+    def end_refresh(self) -> None:
+        """The table of the running refresh is complete: show all of it; in a transaction."""
+        refresh = self._refresh
+        assert refresh is not None
+        before = load_schema(self._connection)
+        self._schema_changed = True
+        forget_pending(self._connection, refresh.facts.table.oid)
+        build_indexes(self._connection, [refresh.facts])
+        self._connection.execute(f"ANALYZE {quote(refresh.facts.table.wire_name)}")
+        assume_growth(self._connection)
+        announce(self._connection, self._log, before)
+        self.stop_refresh()
+        self._reload()
+
+    def next_minor(self) -> str:
+        """The version after the last commit for what no upstream transaction did."""
+        major, _, minor = self._state.version.partition(".")
+        return f"{major}.{lexi_encode(lexi_decode(minor) + 1 if minor else 1)}"
 
     def begin_transaction(self, watermark: str) -> None:
         """Open an upstream transaction; ``watermark`` becomes the version of what it writes."""
@@ -163,6 +232,7 @@ class ReplicaWriter:
         self._connection.execute("COMMIT")
         self._state = state
         self._ended = None
+        self._schema_changed = False
         return state
 
     def rollback(self) -> ReplicaState:
@@ -171,6 +241,11 @@ class ReplicaWriter:
             self._connection.execute("ROLLBACK")
         self._log.discard()
         self._ended = None
+        # It has seen writes that are undone.
+        self.stop_refresh()
+        if self._schema_changed:
+            self._schema_changed = False
+            self._reload()
         return self._state
 
     def durable(self) -> ReplicaState:
@@ -208,7 +283,7 @@ class ReplicaWriter:
         Only between transactions. ``apsw.InterruptError`` once ``interrupted`` returns True; like
         after any other exception nothing is changed then.
         """
-        if self._connection.in_transaction:
+        if self.in_transaction:
             raise ReplicaError(
                 "the automatic indexes cannot be changed inside a transaction: building one may "
                 "fail, and must not take rows with it; commit first"
@@ -285,6 +360,13 @@ class ReplicaWriter:
 
     def _row(self, table: str, values: Mapping[str, SQLiteValue]) -> StoredRow:
         return [values.get(name, UNCHANGED) for name in self._column_names(self.facts(table))]
+
+    def _reload(self) -> None:
+        """Read again what the schema is; writers of relations made before are void."""
+        self._tables = load_tables(self._connection)
+        self._pending = load_pending(self._connection)
+        self._relations.clear()
+        self.generation += 1
 
     def _begin(self) -> None:
         while True:

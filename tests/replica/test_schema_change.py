@@ -1,0 +1,140 @@
+"""What a replica has to do about a changed schema, decided without touching one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from tests.replica.tables import TASK, TASK_INDEXES, column, index
+from zerocache.replica.layout import TableFacts
+from zerocache.replica.published import PublishedSchema, PublishedTable
+from zerocache.replica.schema_change import (
+    AlterTable,
+    Change,
+    CreateTable,
+    DropTable,
+    EventContext,
+    EventInfo,
+    SchemaEvent,
+    plan_changes,
+    renames,
+)
+
+FACTS = TableFacts(table=TASK, indexes=TASK_INDEXES)
+
+
+def _plan(
+    tables: tuple[PublishedTable, ...], *, tag: str = "ALTER TABLE", query: str = "", **facts: Any
+) -> list[Change]:
+    schema = PublishedSchema(tables=tables, indexes=facts.pop("indexes", TASK_INDEXES))
+    event = SchemaEvent(
+        schema=schema, event=EventInfo(tag), context=EventContext(query), **facts
+    )  # fmt: skip
+    return plan_changes([FACTS], event)
+
+
+def _with(*columns: Any) -> PublishedTable:
+    """TASK with some columns replaced or added, by position."""
+    merged = {c.position: c for c in [*TASK.columns, *columns]}
+    return msgspec.structs.replace(TASK, columns=tuple(merged[at] for at in sorted(merged)))
+
+
+def _only(changes: list[Change]) -> AlterTable:
+    (change,) = changes
+    assert isinstance(change, AlterTable)
+    return change
+
+
+def test_nothing_changed() -> None:
+    assert _plan((TASK,)) == []
+
+
+def test_tables_are_known_by_oid() -> None:
+    again = msgspec.structs.replace(TASK, oid=2)
+    drop, create = _plan((again,), tag="CREATE TABLE")
+    assert drop == DropTable("task")
+    assert isinstance(create, CreateTable)
+    assert not create.backfill
+
+
+def test_published_tables_may_have_rows() -> None:
+    other = msgspec.structs.replace(TASK, oid=2, name="other")
+    (create,) = _plan((TASK, other), tag="ALTER PUBLICATION")
+    assert isinstance(create, CreateTable)
+    assert create.backfill
+
+
+def test_columns_are_known_by_position() -> None:
+    change = _only(_plan((_with(column("headline", 4)),)))
+    assert change.renamed == (("title", "headline"),)
+    assert not change.hidden
+
+
+@pytest.mark.parametrize(
+    ("facts", "missing", "value", "backfill"),
+    [
+        ({}, None, None, False),
+        ({"default": "7"}, "7", 7, False),
+        ({"default": "random()"}, None, None, True),
+        ({"generated": True}, None, None, True),
+        ({"type_kind": "d"}, None, None, True),
+    ],
+)
+def test_values_of_a_new_column(
+    facts: dict[str, Any], missing: str | None, value: object, backfill: bool
+) -> None:
+    new = column("stars", 9, "int4", **facts)
+    noted = {} if missing is None else {"1.9": missing}
+    change = _only(_plan((_with(new),), missing=noted))
+    assert [(a.value, a.backfill) for a in change.added] == [(value, backfill)]
+
+
+def test_column_that_only_became_published_is_backfilled() -> None:
+    change = _only(_plan((_with(column("stars", 9)),), tag="ALTER PUBLICATION"))
+    assert change.hidden == (9,)
+
+
+@pytest.mark.parametrize(
+    ("query", "stale"),
+    [
+        ("ALTER TABLE task ALTER title TYPE varchar", ()),
+        ("alter table task alter title type varchar using lower(title);", (4,)),
+        ("SELECT migrate()", (4,)),
+        ("ALTER TABLE task ALTER title TYPE varchar; SELECT migrate()", (4,)),
+    ],
+)
+def test_retype_keeps_values_only_without_using(query: str, stale: tuple[int, ...]) -> None:
+    retyped = _with(column("title", 4, "varchar", type_oid=1043))
+    change = _only(_plan((retyped,), query=query, rewritten=(1,)))
+    assert change.stale == stale
+
+
+def test_retyped_key_needs_the_whole_table() -> None:
+    retyped = _with(column("id", 1, "text", not_null=True))
+    drop, create = _plan((retyped,), query="ALTER TABLE task ALTER id TYPE text", rewritten=(1,))
+    assert isinstance(drop, DropTable)
+    assert isinstance(create, CreateTable)
+    assert create.backfill
+
+
+def test_rewrite_with_unchanged_types_reads_every_row_again() -> None:
+    change = _only(_plan((TASK,), query="ALTER ... USING upper(title)", rewritten=(1,)))
+    assert change.refresh
+    assert not change.hidden
+
+
+def test_index_alone_is_an_alteration_without_columns() -> None:
+    more = (*TASK_INDEXES, index(TASK, "rank"))
+    change = _only(_plan((TASK,), tag="CREATE INDEX", indexes=more))
+    assert (change.added, change.dropped, change.renamed, change.hidden) == ((), (), (), ())
+
+
+def test_renames_never_meet() -> None:
+    names = {"a", "b", "C"}
+    for old, new in renames([("a", "b"), ("b", "a"), ("C", "c")], names):
+        assert new.lower() not in {name.lower() for name in names}
+        names.remove(old)
+        names.add(new)
+    assert names == {"a", "b", "c"}
