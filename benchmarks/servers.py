@@ -93,10 +93,6 @@ class Server:
         return self._process.pid
 
     @property
-    def is_started(self) -> bool:
-        return self._process is not None
-
-    @property
     def log_path(self) -> Path:
         return self._dir / "log"
 
