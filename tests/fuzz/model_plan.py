@@ -115,4 +115,6 @@ def _names(choose: random.Random, allowed: Choice) -> list[str]:
         names += ["kill_worker"] * 2 + ["kill_replicator", "kill_node", "restart"]
         if choose.random() < 0.25:
             names += ["cut_store"] * 3 + ["cut_all"]
+    if choose.random() < 0.3:
+        names += ["ddl"] * 4
     return names
