@@ -64,6 +64,12 @@ class Plan:
         """Whether connections to the database are cut, which the node then reports."""
         return any(action[0].startswith("cut_") for action in self.actions)
 
+    @property
+    def may_overload(self) -> bool:
+        """Whether the server may send clients away for a moment: it has to copy a column again
+        that changed its type, or cannot reach its database."""
+        return self.has_cuts or any(action[0] == "ddl" for action in self.actions)
+
 
 @dataclass(frozen=True)
 class Choice:

@@ -140,7 +140,7 @@ class Episode:
         version = (51, 52, 51, 45)[number % 4]
         tab = Tab(
             self._server.urls, group, state, version, self._on_seen, self._on_broken,
-            overload=self._plan.has_cuts,
+            overload=self._plan.may_overload,
         )  # fmt: skip
         tab.wanted = {"beat"}
         names = sorted(group.queries)
