@@ -2,15 +2,17 @@
 
 Owns the connections and what a database failure means to the callers: :class:`StoreUnavailable`,
 after which nothing is known of what was written. Everything is one statement, hence one
-transaction and one round trip; a record is never seen half written.
+transaction and one round trip; a record is never seen half written. Loads and saves that come
+while others are under way go together: a wave of reconnecting groups costs the database a few
+statements, not some per group.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import psycopg
@@ -18,6 +20,7 @@ from psycopg import AsyncConnection, sql
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
+from view_syncer.batches import Batches
 from view_syncer.cvr.postgres_tables import migrate
 from view_syncer.cvr.record import ConfigChange, GroupRecord
 from view_syncer.cvr.rows import DesireRow, GroupRow, QueryRow, Save, record_of, save_of
@@ -31,9 +34,16 @@ from view_syncer.cvr.store import (
     UnitFacts,
     UnitWrite,
 )
+from zerocache.errors import ClientFacingError
 from zerocache.protocol.versions import ViewVersion, Watermark
 
 _Connection = AsyncConnection[TupleRow]
+T = TypeVar("T")
+R = TypeVar("R")
+
+BATCHES_AT_ONCE = 2
+"""One is prepared here while the database works on the other."""
+MAX_BATCH = 100
 
 
 class PostgresStore:
@@ -58,11 +68,18 @@ class PostgresStore:
             kwargs={"application_name": "zero-cvr", "autocommit": True},
             open=False,
         )
-        name = sql.Identifier(schema)
-        self._load = statement("postgres_sql", "load", schema=name)
-        self._save = statement("postgres_sql", "save", schema=name)
-        self._touch = statement("postgres_sql", "touch", schema=name)
-        self._start, self._continue = (
+        lanes = min(BATCHES_AT_ONCE, max(1, max_connections))
+        self._loads = Batches(self._load_many, key=str, lanes=lanes, max_items=MAX_BATCH)
+        self._saves = Batches(self._save_many, key=_group_of, lanes=lanes, max_items=MAX_BATCH)
+        self._touches = Batches(self._touch_many, key=_first, lanes=1, max_items=MAX_BATCH)
+        self._prepare_statements()
+
+    def _prepare_statements(self) -> None:
+        name = sql.Identifier(self._schema)
+        self._load_sql = statement("postgres_sql", "load", schema=name)
+        self._save_sql = statement("postgres_sql", "save", schema=name)
+        self._touch_sql = statement("postgres_sql", "touch", schema=name)
+        self._start_sql, self._continue_sql = (
             statement(
                 "postgres_sql",
                 "write_facts",
@@ -71,8 +88,8 @@ class PostgresStore:
             )
             for author in ("start_author", "continue_author")
         )
-        self._read_facts = statement("postgres_sql", "read_facts", schema=name)
-        self._drop_facts = statement("postgres_sql", "drop_facts", schema=name)
+        self._read_sql = statement("postgres_sql", "read_facts", schema=name)
+        self._drop_sql = statement("postgres_sql", "drop_facts", schema=name)
         # Authors that wrote through this object: one that is not there any more was forgotten.
         self._authors: set[str] = set()
 
@@ -82,19 +99,18 @@ class PostgresStore:
             await migrate(db, self._schema)
 
     async def close(self) -> None:
+        await self._saves.join()
+        await self._touches.join()
         await self._pool.close()
 
     # -- records -------------------------------------------------------------------------------
 
     async def load(self, group_id: str) -> GroupRecord:
-        async with self._connection() as db:
-            cursor = await db.execute(self._load, {"groups": [group_id]})
-            row = await cursor.fetchone()
-        return GroupRecord(group_id) if row is None else _record(row)
+        return await self._loads.run(group_id)
 
     async def save(self, record: GroupRecord, change: ConfigChange, expected: ViewVersion) -> None:
-        save = save_of(record, change, expected)
-        if record.group_id not in await self._write([save]):
+        # The rows are taken now: the record may change again while this waits for its turn.
+        if not await self._saves.run(save_of(record, change, expected)):
             raise ConcurrentModification(
                 f"client group {record.group_id!r} is no longer at version {expected.cookie()}: "
                 "another server changed it; its clients must reconnect"
@@ -102,16 +118,36 @@ class PostgresStore:
         record.exists = True
 
     async def touch(self, group_id: str, ttl_clock_ms: float) -> None:
-        values = {"groups": [group_id], "clocks": [ttl_clock_ms], "now": self._clock()}
-        async with self._connection() as db:
-            await db.execute(self._touch, values)
+        await self._touches.run((group_id, ttl_clock_ms))
 
-    async def _write(self, saves: Sequence[Save]) -> set[str]:
-        """The ids of the groups whose record was where its save expected it."""
+    async def _load_many(self, group_ids: Sequence[str]) -> Sequence[GroupRecord | Exception]:
+        return await _apart_if_refused(self._load_batch, group_ids)
+
+    async def _save_many(self, saves: Sequence[Save]) -> Sequence[bool | Exception]:
+        return await _apart_if_refused(self._save_batch, saves)
+
+    async def _touch_many(self, touches: Sequence[tuple[str, float]]) -> Sequence[Exception | None]:
+        return await _apart_if_refused(self._touch_batch, touches)
+
+    async def _load_batch(self, group_ids: Sequence[str]) -> list[GroupRecord | Exception]:
+        async with self._connection() as db:
+            cursor = await db.execute(self._load_sql, {"groups": list(group_ids)})
+            records = {row[0]: _record_or_error(row) for row in await cursor.fetchall()}
+        return [records.get(group_id) or GroupRecord(group_id) for group_id in group_ids]
+
+    async def _save_batch(self, saves: Sequence[Save]) -> list[bool]:
         values = _save_values(saves)
         async with self._connection() as db:
-            cursor = await db.execute(self._save, {**values, "now": self._clock()})
-            return {row[0] for row in await cursor.fetchall()}
+            cursor = await db.execute(self._save_sql, {**values, "now": self._clock()})
+            saved = {row[0] for row in await cursor.fetchall()}
+        return [_group_of(save) in saved for save in saves]
+
+    async def _touch_batch(self, touches: Sequence[tuple[str, float]]) -> list[None]:
+        groups, clocks = [group for group, _ in touches], [clock for _, clock in touches]
+        async with self._connection() as db:
+            values = {"groups": groups, "clocks": clocks, "now": self._clock()}
+            await db.execute(self._touch_sql, values)
+        return [None] * len(touches)
 
     # -- facts ---------------------------------------------------------------------------------
 
@@ -129,7 +165,7 @@ class PostgresStore:
         }
         known = author in self._authors
         async with self._connection() as db:
-            cursor = await db.execute(self._continue if known else self._start, values)
+            cursor = await db.execute(self._continue_sql if known else self._start_sql, values)
             written = await cursor.fetchone() is not None
         if not written:
             self._authors.discard(author)
@@ -142,13 +178,13 @@ class PostgresStore:
     async def read_facts(self, author: str, units: Collection[str]) -> StoredFacts:
         values = {"author": author, "units": list(units)}
         async with self._connection() as db:
-            cursor = await db.execute(self._read_facts, values, binary=True)
+            cursor = await db.execute(self._read_sql, values, binary=True)
             rows = await cursor.fetchall()
         return stored_facts(rows)
 
     async def drop_facts(self, author: str, units: Collection[str]) -> None:
         async with self._connection() as db:
-            await db.execute(self._drop_facts, {"author": author, "units": list(units)})
+            await db.execute(self._drop_sql, {"author": author, "units": list(units)})
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[_Connection]:
@@ -160,6 +196,36 @@ class PostgresStore:
             raise StoreUnavailable(
                 f"the database of the view records failed ({type(error).__name__}: {error})"
             ) from error
+
+
+async def _apart_if_refused(
+    work: Callable[[Sequence[T]], Awaitable[Sequence[R]]], items: Sequence[T]
+) -> Sequence[R | Exception]:
+    """All at once; if the database refuses a value, each alone: what one client sent must not
+    fail the others. Also if two servers got in each other's way: nothing was written then."""
+    try:
+        return await work(items)
+    except StoreUnavailable as error:
+        if len(items) == 1 or not isinstance(error.__cause__, _REFUSALS):
+            raise
+    results: list[R | Exception] = []
+    for item in items:
+        try:
+            results += await work([item])
+        except StoreUnavailable as error:
+            results.append(error)
+    return results
+
+
+_REFUSALS = (psycopg.DataError, psycopg.errors.DeadlockDetected)
+
+
+def _group_of(save: Save) -> str:
+    return save.group.group_id
+
+
+def _first(touch: tuple[str, float]) -> str:
+    return touch[0]
 
 
 def stored_facts(rows: Sequence[Sequence[Any]]) -> StoredFacts:
@@ -198,6 +264,14 @@ def _record(row: TupleRow) -> GroupRecord:
         _DESIRES.decode(desires),
         deleted=deleted,
     )
+
+
+def _record_or_error(row: TupleRow) -> GroupRecord | Exception:
+    """A record that cannot be read is its own clients' problem."""
+    try:
+        return _record(row)
+    except ClientFacingError as error:
+        return error
 
 
 def _save_values(saves: Sequence[Save]) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import psycopg
 import pytest
@@ -11,7 +12,7 @@ from tests.conftest import PostgresCluster
 from view_syncer.cvr.postgres import PostgresStore
 from view_syncer.cvr.record import ConfigChange, GroupRecord
 from view_syncer.cvr.store import ConcurrentModification, StoreUnavailable
-from zerocache.errors import ConfigurationError
+from zerocache.errors import ClientFacingError, ConfigurationError
 from zerocache.protocol.client_schema import ClientSchema
 from zerocache.protocol.messages import DeleteQuery, PutQuery
 from zerocache.protocol.versions import NEVER, ViewVersion, Watermark
@@ -139,6 +140,64 @@ async def test_value_the_database_refuses_is_named_as_the_stores_failure(
     with pytest.raises(StoreUnavailable):
         await store.save(record, change, NEVER)
     assert not (await store.load("g")).exists
+
+
+async def test_value_the_database_refuses_fails_only_the_group_it_belongs_to(
+    store: PostgresStore,
+) -> None:
+    async def save(number: int) -> None:
+        change = ConfigChange()
+        record = GroupRecord(f"g{number}", version=version("00", 1))
+        record.add_client("nul\0" if number % 5 == 0 else "c", change)
+        await store.save(record, change, NEVER)
+
+    outcomes = await asyncio.gather(*map(save, range(20)), return_exceptions=True)
+    assert [isinstance(o, StoreUnavailable) for o in outcomes] == [n % 5 == 0 for n in range(20)]
+    records = await asyncio.gather(*(store.load(f"g{n}") for n in range(20)))
+    assert [r.clients for r in records] == [set() if n % 5 == 0 else {"c"} for n in range(20)]
+
+
+async def test_record_that_cannot_be_read_fails_only_its_group(
+    store: PostgresStore, database: str
+) -> None:
+    for group in ("bad", "good"):
+        await store.save(GroupRecord(group, client_schema=SCHEMA), ConfigChange(), NEVER)
+    async with await psycopg.AsyncConnection.connect(database) as db:
+        await db.execute(
+            """UPDATE "app_0/cvr".view_groups SET "clientSchema" = '7' """
+            """WHERE "clientGroupID" = 'bad'"""
+        )
+    names = ["first", "bad", "good", "new"]
+    loads = (store.load(group) for group in names)
+    first, bad, good, new = await asyncio.gather(*loads, return_exceptions=True)
+    assert isinstance(bad, ClientFacingError)
+    assert [isinstance(r, GroupRecord) for r in (first, good, new)] == [True, True, True]
+
+
+async def test_wave_of_groups_costs_few_statements(
+    store: PostgresStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    original = store._connection
+
+    def counted() -> Any:
+        calls.append(1)
+        return original()
+
+    monkeypatch.setattr(store, "_connection", counted)
+
+    async def come(number: int) -> None:
+        record = await store.load(f"g{number}")
+        for state in ("01", "02", "03"):
+            change, before = ConfigChange(), record.version
+            record.version = version(state)
+            record.add_client(f"c{state}", change)
+            await store.save(record, change, before)
+
+    await asyncio.gather(*map(come, range(100)))
+    assert len(calls) <= 40
+    loaded = await store.load("g7")
+    assert (loaded.version, loaded.clients) == (version("03"), {"c01", "c02", "c03"})
 
 
 async def test_lost_connections_are_the_stores_failure_and_pass(
