@@ -31,9 +31,23 @@ CHECK_S = 0.05
 MAX_WAIT_S = 20.0
 """Expected waiting time beyond which a client is better off coming back later."""
 LONGEST_BACKOFF_S = 60.0
+LONGEST_TURN_S = 0.25
+"""Whoever needs longer goes on without a turn: it waits for a slow query, not for the loop."""
 RATE_AFTER_S = 3.0
 """How long a queue must have been there before its speed is believed: the first of a storm pay for
 the plans that the others share."""
+
+
+class _Turn:
+    """Ends once, by itself or because it took too long to be counted any longer."""
+
+    def __init__(self, on_end: Callable[[], None]) -> None:
+        self._on_end: Callable[[], None] | None = on_end
+
+    def end(self) -> None:
+        on_end, self._on_end = self._on_end, None
+        if on_end is not None:
+            on_end()
 
 
 class Intake:
@@ -43,7 +57,9 @@ class Intake:
         self,
         clock: Callable[[], float] | None = None,
         spread: Callable[[], float] = random.random,
+        longest_s: float = LONGEST_TURN_S,
     ) -> None:
+        self._longest_s = longest_s
         self._clock = clock or asyncio.get_running_loop().time
         self._spread = spread
         self.limit = MOST_TURNS // 2
@@ -86,12 +102,19 @@ class Intake:
             await self._wait(self._urgent if urgent else self._waiting)
         else:
             self._running += 1
+        # A query that takes long waits for its thread, and costs the event loop nothing.
+        turn = _Turn(self._ended_one)
+        timer = asyncio.get_running_loop().call_later(self._longest_s, turn.end)
         try:
             yield
         finally:
-            self._running -= 1
-            self._ended += 1
-            self._admit()
+            timer.cancel()
+            turn.end()
+
+    def _ended_one(self) -> None:
+        self._running -= 1
+        self._ended += 1
+        self._admit()
 
     async def _wait(self, queue: deque[asyncio.Future[None]]) -> None:
         """Returns with :attr:`_running` counting the caller."""

@@ -103,6 +103,19 @@ async def test_one_who_gives_up_in_the_moment_of_its_turn_passes_it_on() -> None
     await last.leave()
 
 
+async def test_turn_that_takes_long_holds_up_nobody() -> None:
+    intake = Intake(longest_s=0.0)
+    intake.limit = 1
+    slow, other = Guest(intake), Guest(intake)
+    async with asyncio.timeout(10):
+        while not other.has_turn:
+            await asyncio.sleep(0)
+    assert slow.has_turn
+    await slow.leave()
+    await other.leave()
+    assert intake._running == 0
+
+
 async def test_late_loop_lets_fewer_in_and_a_punctual_one_more() -> None:
     intake = Intake()
     for _ in range(10):
