@@ -26,6 +26,7 @@ from replication_manager.history import read_history, require_same_past
 from replication_manager.indexes import IndexKeeper
 from replication_manager.initial_sync import SyncSettings, run_initial_sync
 from replication_manager.local_replica import require_usable
+from replication_manager.memory import return_free_memory
 from replication_manager.position import SlotPosition
 from replication_manager.schema_drift import SchemaWatch, by_name, drift_error, schema_differences
 from replication_manager.schema_events import SchemaEvents
@@ -200,6 +201,7 @@ class ReplicationService:
             report=self._callbacks.progress,
         )
         run_initial_sync(settings, self._stop)
+        return_free_memory()
         self._resync_reason = None
 
     def _require_matching(self, upstream: Upstream) -> None:

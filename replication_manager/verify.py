@@ -33,7 +33,7 @@ from zerocache.errors import ConfigurationError, ReplicaError, ReplicationError,
 from zerocache.postgres.connection import connect
 from zerocache.postgres.introspection import read_published_schema
 from zerocache.protocol.versions import Lsn, lsn_from_text, lsn_from_watermark, watermark_from_lsn
-from zerocache.replica.copy_text import decode_columns, parse_rows
+from zerocache.replica.copy_text import decode_rows
 from zerocache.replica.layout import TableFacts, load_tables
 from zerocache.replica.layout import load_config as load_replica_config
 from zerocache.replica.pending import load_pending
@@ -195,7 +195,7 @@ class _Round:
             decoders[table.oid] = [column_decoder(column) for column in table.columns]
 
         def look(table: PublishedTable, lines: bytes, count: int) -> None:
-            rows = decode_columns(parse_rows(lines), decoders[table.oid])
+            rows = decode_rows(lines, decoders[table.oid])
             self._note(comparisons[table.oid].add(rows))
             self._compared += count
 
