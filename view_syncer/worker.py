@@ -28,7 +28,7 @@ from view_syncer.fan_out import GroupUpdate, WorkerAdvance
 from view_syncer.inspector import Inspector
 from view_syncer.ivm.hydration import HydrationLimits
 from view_syncer.maintenance import Intervals, Maintenance
-from view_syncer.mutations import GroupPushes
+from view_syncer.mutations import GroupPushes, Writes
 from view_syncer.poke import PokeBody
 from view_syncer.queries import QuerySource
 from view_syncer.transform import QueryTransformer
@@ -101,6 +101,7 @@ class Worker:
             HydrationLimits(config.max_rows_per_query, config.max_hydration_seconds),
         )
         self._engine.start()
+        self._writes = Writes.make(config, self._engine, self._queries)
         self._inspector = Inspector(config, self._engine, self._queries)
         self._services = Services(
             engine=self._engine,
@@ -138,6 +139,7 @@ class Worker:
         await self._index_requests.close()
         await self._store.close()
         await self._authenticator.close()
+        await self._writes.close()
         await self._session.close()
 
     def _maintenance(self) -> Maintenance:
@@ -230,7 +232,7 @@ class Worker:
     def _pushes_of(self, group: ClientGroup) -> GroupPushes:
         pushes = self._pushes.get(group)
         if pushes is None:
-            pushes = self._pushes[group] = GroupPushes(group, self._api, self._mutate)
+            pushes = self._pushes[group] = GroupPushes(group, self._api, self._mutate, self._writes)
         return pushes
 
     def _clean_up_deleted(
