@@ -16,6 +16,7 @@ import pytest
 from tests.conftest import PostgresCluster
 from tests.replication_manager.conftest import RunSql
 from tests.replication_manager.harness import Replicator, compare, described, settle
+from zerocache.replica.reader import load_schema
 
 NewReplicator = Callable[..., Replicator]
 TABLES = (
@@ -287,6 +288,35 @@ def test_backfill_beside_writes_and_kills(
     settle(replicator)
     assert compare(replicator) > 5000, f"seed {seed}"
     assert replicator.rows(GENERATION) == generation, replicator.log()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "ALTER TABLE issue ALTER title TYPE text USING upper(title)",
+        "ALTER TABLE issue ALTER title TYPE jsonb USING to_jsonb(upper(title))",
+        "ALTER TABLE issue ALTER id TYPE text",
+    ],
+)
+def test_readers_see_all_of_a_rewrite_or_nothing(
+    replicator: Replicator, run_sql: RunSql, change: str
+) -> None:
+    run_sql(TABLES)
+    replicator.start()
+    before = replicator.rows("SELECT id, title FROM issue")
+    run_sql(change)
+    rows = before
+    while rows == before:
+        connection = replicator.connection()
+        connection.execute("BEGIN")
+        columns = load_schema(connection)["issue"].columns
+        assert {"id", "title"} <= columns.keys()
+        rows = connection.execute("SELECT id, title FROM issue").fetchall()
+        connection.close()
+    assert len(rows) == len(before)
+    assert not set(rows) & set(before)
+    settle(replicator)
+    assert compare(replicator)
 
 
 def test_kill_in_the_middle_of_a_ddl_transaction(replicator: Replicator, run_sql: RunSql) -> None:
