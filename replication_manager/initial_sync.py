@@ -16,10 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import apsw
 import msgspec
 import psycopg
 import structlog
 
+from replication_manager.refused_values import refused
 from replication_manager.signals import StopSignal
 from replication_manager.slot import ClaimedSlot, claim_new_slot, finish_claim
 from replication_manager.table_copy import (
@@ -29,7 +31,7 @@ from replication_manager.table_copy import (
     open_snapshot,
     read_sizes,
 )
-from zerocache.errors import ReplicationError, UpstreamSetupError
+from zerocache.errors import UpstreamSetupError
 from zerocache.failpoints import Place, reach
 from zerocache.postgres.connection import MISSING_PRIVILEGE, explain, redact
 from zerocache.postgres.introspection import read_published_schema
@@ -176,13 +178,8 @@ def _copy(
     def store(table: PublishedTable, lines: bytes, count: int) -> None:
         try:
             loader.insert_rows(table.wire_name, decode_rows(lines, decoders[table.oid]))
-        except ValueError:
-            # The text of the error quotes a value, which belongs in no log.
-            raise ReplicationError(
-                f"a value of table {table.wire_name} cannot be read as its type says: the table "
-                "cannot be copied; take it out of the publication and report this as a bug",
-                code="ZC235",
-            ) from None
+        except (ValueError, apsw.TooBigError) as error:
+            raise refused(error, table.wire_name) from None
         progress.add(table, count, len(lines) + 1)
         reach(Place.COPYING)
 

@@ -164,7 +164,9 @@ class _Copy:
                 break
             append(line)
             self._size += size
-        if len(self._lines) >= BATCH_ROWS or self._size >= BATCH_BYTES:
+            if self._size >= BATCH_BYTES:
+                self._flush()
+        if len(self._lines) >= BATCH_ROWS:
             self._flush()
         if size == 0:
             return False
@@ -172,10 +174,15 @@ class _Copy:
         return True
 
     def _flush(self) -> None:
-        if self._lines:
-            self._sink(self._table, b"".join(self._lines)[:-1], len(self._lines))
-            self._lines.clear()
-            self._size = 0
+        if not self._lines:
+            return
+        count = len(self._lines)
+        self._lines[-1] = self._lines[-1][:-1]
+        joined = b"".join(self._lines)
+        # A line may be hundreds of megabytes: one copy of it is enough.
+        self._lines.clear()
+        self._size = 0
+        self._sink(self._table, joined, count)
 
     def _begin(self) -> None:
         result = self._pgconn.get_result()

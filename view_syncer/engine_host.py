@@ -26,6 +26,7 @@ from view_syncer.fan_out import (
     Group,
     Prepared,
     QueryKey,
+    QueryMeasures,
     Reconciled,
     WorkerAdvance,
 )
@@ -164,9 +165,15 @@ class EngineHost:
         """Release all queries of a group."""
         await self._call(lambda e: self._fan_out.drop(e, group))
 
-    async def row_counts(self, group: Group) -> dict[QueryKey, int]:
-        """How many rows each running query of a group has."""
-        return await self._call(lambda _: self._fan_out.row_counts(group))
+    async def measures(self, group: Group) -> dict[QueryKey, QueryMeasures]:
+        """Of each running query of a group."""
+        return await self._call(lambda _: self._fan_out.measures(group))
+
+    async def digests(self) -> tuple[list[float], list[float]]:
+        """How long hydrations and advances of queries took, in ms, as protocol digests."""
+        return await self._call(
+            lambda e: (e.hydrations_ms.protocol_value(), e.advances_ms.protocol_value())
+        )
 
     def examine_plans(self) -> None:
         """Look at every running plan again: tables grow, and wishes are forgotten."""

@@ -1,21 +1,25 @@
 """Group records in PostgreSQL (``ZERO_CVR_DB``), schema ``{app}_{shard}/cvr``.
 
 Owns the tables and what a database failure means to the callers: :class:`StoreUnavailable`, after
-which nothing is known of what was written. Never hands out a record that was half written.
+which nothing is known of what was written. Never hands out a record that was half written. Loads
+and saves that come while others are under way go together, as one statement: a wave of
+reconnecting groups costs the database a few round trips, not some per group.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from importlib.resources import files
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
 import psycopg
 from psycopg import AsyncConnection, sql
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
+from view_syncer.batches import Batches
 from view_syncer.cvr.record import ConfigChange, Desire, GroupRecord, QueryRecord
 from view_syncer.cvr.store import ConcurrentModification, StoreUnavailable
 from zerocache.errors import ConfigurationError
@@ -23,6 +27,12 @@ from zerocache.protocol.client_schema import ClientSchema
 from zerocache.protocol.versions import ViewVersion, Watermark
 
 _Connection = AsyncConnection[TupleRow]
+T = TypeVar("T")
+R = TypeVar("R")
+
+BATCHES_AT_ONCE = 2
+"""One is prepared here while the database works on the other."""
+MAX_BATCH = 100
 
 
 class PostgresRecordStore:
@@ -39,6 +49,12 @@ class PostgresRecordStore:
             kwargs={"application_name": "zero-cvr"},
             open=False,
         )
+        lanes = min(BATCHES_AT_ONCE, max(1, max_connections))
+        self._loads = Batches(self._load_many, key=str, lanes=lanes, max_items=MAX_BATCH)
+        self._saves = Batches(self._save_many, key=_group_of, lanes=lanes, max_items=MAX_BATCH)
+        sources = files("view_syncer.cvr")
+        self._load_sql = self._sql(sources.joinpath("load.sql").read_text())
+        self._save_sql = self._sql(sources.joinpath("save.sql").read_text())
 
     async def open(self) -> None:
         await self._pool.open(wait=True, timeout=30)
@@ -60,36 +76,45 @@ class PostgresRecordStore:
                     await db.execute(self._sql(statement))
 
     async def close(self) -> None:
+        await self._saves.join()
         await self._pool.close()
 
     async def load(self, group_id: str) -> GroupRecord:
-        record = GroupRecord(group_id)
-        async with self._connection() as db:
-            # One statement, hence one snapshot: a concurrent save is seen whole or not at all.
-            cursor = await db.execute(self._sql(_LOAD), {"group": group_id})
-            row = await cursor.fetchone()
-        if row is None:
-            return record
-        state, config, schema, profile, replica, clock, clients, queries, desires = row
-        record.exists = True
-        record.version = ViewVersion(Watermark(state), config)
-        record.client_schema = None if schema is None else ClientSchema.from_json(schema)
-        record.profile_id, record.replica_version = profile, replica
-        record.ttl_clock_ms = clock
-        record.clients = set(clients or ())
-        for query, ast, name, args, got in queries or ():
-            record.queries[query] = QueryRecord(_bytes(ast), name, _bytes(args), got)
-        for client, query, ttl, inactivated in desires or ():
-            record.desires[client, query] = Desire(ttl, inactivated)
-        return record
+        return await self._loads.run(group_id)
 
     async def save(self, record: GroupRecord, change: ConfigChange, expected: ViewVersion) -> None:
-        async with self._connection() as db:
-            await self._save_group(db, record, expected)
-            await self._save_clients(db, record, change)
-            await self._save_queries(db, record, change)
-            await self._save_desires(db, record, change)
+        # Encoded now: the record may change again while this waits for its turn.
+        written = await self._saves.run(_entry(record, change, expected))
+        if not written:
+            raise ConcurrentModification(
+                f"client group {record.group_id!r} is no longer at version {expected.cookie()}: "
+                "another server changed it; its clients must reconnect"
+            )
         record.exists = True
+
+    async def _load_many(self, group_ids: Sequence[str]) -> Sequence[GroupRecord | Exception]:
+        return await _apart_if_refused(self._load_batch, group_ids)
+
+    async def _save_many(self, entries: Sequence[Mapping[str, Any]]) -> Sequence[bool | Exception]:
+        return await _apart_if_refused(self._save_batch, entries)
+
+    async def _load_batch(self, group_ids: Sequence[str]) -> list[GroupRecord]:
+        records = {group_id: GroupRecord(group_id) for group_id in group_ids}
+        async with self._connection() as db:
+            # One statement, hence one snapshot: a concurrent save is seen whole or not at all.
+            cursor = await db.execute(self._load_sql, {"groups": list(records)})
+            for row in await cursor.fetchall():
+                _fill(records[row[0]], row)
+        return [records[group_id] for group_id in group_ids]
+
+    async def _save_batch(self, entries: Sequence[Mapping[str, Any]]) -> list[bool]:
+        # In the same order everywhere, so that two servers do not wait for each other.
+        ordered = sorted(entries, key=_group_of)
+        batch = msgspec.json.encode(ordered).decode()
+        async with self._connection() as db:
+            cursor = await db.execute(self._save_sql, {"batch": batch})
+            written = {row[0] for row in await cursor.fetchall()}
+        return [entry["group"] in written for entry in entries]
 
     async def touch(self, group_id: str, ttl_clock_ms: float) -> None:
         async with self._connection() as db:
@@ -117,71 +142,71 @@ class PostgresRecordStore:
         # Only literals and the schema's identifier are ever formatted in.
         return sql.SQL(text).format(schema=self._schema)
 
-    async def _save_group(
-        self, db: _Connection, record: GroupRecord, expected: ViewVersion
-    ) -> None:
-        schema = record.client_schema
-        values: dict[str, Any] = {
-            "group": record.group_id,
-            "state": record.version.state,
-            "config": record.version.config,
-            "schema": None if schema is None else schema.canonical().decode(),
-            "profile": record.profile_id,
-            "replica": record.replica_version,
-            "clock": record.ttl_clock_ms,
-            "old_state": expected.state,
-            "old_config": expected.config,
-        }
-        cursor = await db.execute(self._sql(_UPDATE if record.exists else _INSERT), values)
-        if cursor.rowcount != 1:
-            raise ConcurrentModification(
-                f"client group {record.group_id!r} is no longer at version {expected.cookie()}: "
-                "another server changed it; its clients must reconnect"
-            )
 
-    async def _save_clients(
-        self, db: _Connection, record: GroupRecord, change: ConfigChange
-    ) -> None:
-        for client in change.clients:
-            if client in record.clients:
-                text = "INSERT INTO {schema}.clients VALUES (%s, %s) ON CONFLICT DO NOTHING"
-            else:
-                text = 'DELETE FROM {schema}.clients WHERE "clientGroupID" = %s AND "clientID" = %s'
-            await db.execute(self._sql(text), (record.group_id, client))
+async def _apart_if_refused(
+    work: Callable[[Sequence[T]], Awaitable[Sequence[R]]], items: Sequence[T]
+) -> Sequence[R | Exception]:
+    """All at once; if the database refuses a value, each alone: what one client sent must not
+    fail the others."""
+    try:
+        return await work(items)
+    except StoreUnavailable as error:
+        if len(items) == 1 or not isinstance(error.__cause__, psycopg.DataError):
+            raise
+    results: list[R | Exception] = []
+    for item in items:
+        try:
+            results += await work([item])
+        except StoreUnavailable as error:
+            results.append(error)
+    return results
 
-    async def _save_queries(
-        self, db: _Connection, record: GroupRecord, change: ConfigChange
-    ) -> None:
-        gone = [q for q in change.queries if q not in record.queries]
-        if gone:
-            await db.execute(
-                self._sql(
-                    'DELETE FROM {schema}.queries WHERE "clientGroupID" = %s '
-                    'AND "queryHash" = ANY(%s)'
-                ),
-                (record.group_id, gone),
-            )
-        rows = [
-            (record.group_id, q, _text(r.ast_json), r.name, _text(r.args_json), r.got)
-            for q in change.queries
-            if (r := record.queries.get(q)) is not None
-        ]
-        if rows:
-            await db.cursor().executemany(self._sql(_PUT_QUERY), rows)
 
-    async def _save_desires(
-        self, db: _Connection, record: GroupRecord, change: ConfigChange
-    ) -> None:
-        for client, query in change.desires:
-            if (client, query) not in record.desires:
-                await db.execute(self._sql(_DELETE_DESIRE), (record.group_id, client, query))
-        rows = [
-            (record.group_id, *key, d.ttl_ms, d.inactivated_at_ms)
-            for key in change.desires
-            if (d := record.desires.get(key)) is not None
-        ]
-        if rows:
-            await db.cursor().executemany(self._sql(_PUT_DESIRE), rows)
+def _fill(record: GroupRecord, row: TupleRow) -> None:
+    _, state, config, schema, profile, replica, clock, clients, queries, desires = row
+    record.exists = True
+    record.version = ViewVersion(Watermark(state), config)
+    record.client_schema = None if schema is None else ClientSchema.from_json(schema)
+    record.profile_id, record.replica_version = profile, replica
+    record.ttl_clock_ms = clock
+    record.clients = set(clients or ())
+    for query, ast, name, args, got in queries or ():
+        record.queries[query] = QueryRecord(_bytes(ast), name, _bytes(args), got)
+    for client, query, ttl, inactivated in desires or ():
+        record.desires[client, query] = Desire(ttl, inactivated)
+
+
+def _group_of(entry: Mapping[str, Any]) -> str:
+    return str(entry["group"])
+
+
+def _entry(record: GroupRecord, change: ConfigChange, expected: ViewVersion) -> dict[str, Any]:
+    """One element of the array that ``save.sql`` takes."""
+    schema = record.client_schema
+    queries = [(q, record.queries.get(q)) for q in change.queries]
+    desires = [(key, record.desires.get(key)) for key in change.desires]
+    return {
+        "group": record.group_id,
+        "new": not record.exists,
+        "state": record.version.state,
+        "config": record.version.config,
+        "schema": None if schema is None else schema.canonical().decode(),
+        "profile": record.profile_id,
+        "replica": record.replica_version,
+        "clock": record.ttl_clock_ms,
+        "old_state": expected.state,
+        "old_config": expected.config,
+        "clients": [c for c in change.clients if c in record.clients],
+        "gone_clients": [c for c in change.clients if c not in record.clients],
+        "queries": [
+            (q, _text(r.ast_json), r.name, _text(r.args_json), r.got)
+            for q, r in queries
+            if r is not None
+        ],
+        "gone_queries": [q for q, r in queries if r is None],
+        "desires": [(*key, d.ttl_ms, d.inactivated_at_ms) for key, d in desires if d is not None],
+        "gone_desires": [key for key, d in desires if d is None],
+    }
 
 
 def _bytes(value: str | None) -> bytes | None:
@@ -190,44 +215,3 @@ def _bytes(value: str | None) -> bytes | None:
 
 def _text(value: bytes | None) -> str | None:
     return None if value is None else value.decode()
-
-
-_LOAD = """
-SELECT g."stateVersion", g."configVersion", g."clientSchema"::text, g."profileID",
-       g."replicaVersion", g."ttlClock",
-       (SELECT array_agg("clientID") FROM {schema}.clients c
-         WHERE c."clientGroupID" = g."clientGroupID"),
-       (SELECT json_agg(json_build_array("queryHash", ast::text, name, args::text, got))
-          FROM {schema}.queries q WHERE q."clientGroupID" = g."clientGroupID"),
-       (SELECT json_agg(json_build_array("clientID", "queryHash", "ttlMs", "inactivatedAtMs"))
-          FROM {schema}.desires d WHERE d."clientGroupID" = g."clientGroupID")
-  FROM {schema}.groups g WHERE g."clientGroupID" = %(group)s
-"""
-_INSERT = """
-INSERT INTO {schema}.groups ("clientGroupID", "stateVersion", "configVersion", "clientSchema",
-                             "profileID", "replicaVersion", "ttlClock")
-VALUES (%(group)s, %(state)s, %(config)s, %(schema)s, %(profile)s, %(replica)s, %(clock)s)
-ON CONFLICT DO NOTHING
-"""
-_UPDATE = """
-UPDATE {schema}.groups
-   SET "stateVersion" = %(state)s, "configVersion" = %(config)s, "clientSchema" = %(schema)s,
-       "profileID" = %(profile)s, "replicaVersion" = %(replica)s, "ttlClock" = %(clock)s,
-       "lastActive" = now()
- WHERE "clientGroupID" = %(group)s AND "stateVersion" = %(old_state)s
-   AND "configVersion" = %(old_config)s
-"""
-_PUT_QUERY = """
-INSERT INTO {schema}.queries VALUES (%s, %s, %s, %s, %s, %s)
-ON CONFLICT ("clientGroupID", "queryHash")
-DO UPDATE SET ast = excluded.ast, name = excluded.name, args = excluded.args, got = excluded.got
-"""
-_PUT_DESIRE = """
-INSERT INTO {schema}.desires VALUES (%s, %s, %s, %s, %s)
-ON CONFLICT ("clientGroupID", "clientID", "queryHash")
-DO UPDATE SET "ttlMs" = excluded."ttlMs", "inactivatedAtMs" = excluded."inactivatedAtMs"
-"""
-_DELETE_DESIRE = """
-DELETE FROM {schema}.desires
- WHERE "clientGroupID" = %s AND "clientID" = %s AND "queryHash" = %s
-"""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import psycopg
 import pytest
@@ -145,6 +146,47 @@ async def test_value_the_database_refuses_is_named_as_the_stores_failure(
     with pytest.raises(StoreUnavailable):
         await store.save(record, change, NEVER)
     assert not (await store.load("g")).exists
+
+
+async def test_value_the_database_refuses_fails_only_the_group_it_belongs_to(
+    store: PostgresRecordStore,
+) -> None:
+    async def save(number: int) -> None:
+        change = ConfigChange()
+        record = GroupRecord(f"g{number}", version=version("00", 1))
+        record.add_client("nul\0" if number % 5 == 0 else "c", change)
+        await store.save(record, change, NEVER)
+
+    outcomes = await asyncio.gather(*map(save, range(20)), return_exceptions=True)
+    assert [isinstance(o, StoreUnavailable) for o in outcomes] == [n % 5 == 0 for n in range(20)]
+    records = await asyncio.gather(*(store.load(f"g{n}") for n in range(20)))
+    assert [r.clients for r in records] == [set() if n % 5 == 0 else {"c"} for n in range(20)]
+
+
+async def test_wave_of_groups_costs_few_statements(
+    store: PostgresRecordStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    original = store._connection
+
+    def counted() -> Any:
+        calls.append(1)
+        return original()
+
+    monkeypatch.setattr(store, "_connection", counted)
+
+    async def come(number: int) -> None:
+        record = await store.load(f"g{number}")
+        for state in ("01", "02", "03"):
+            change, before = ConfigChange(), record.version
+            record.version = version(state)
+            record.add_client(f"c{state}", change)
+            await store.save(record, change, before)
+
+    await asyncio.gather(*map(come, range(100)))
+    assert len(calls) <= 40
+    loaded = await store.load("g7")
+    assert (loaded.version, loaded.clients) == (version("03"), {"c01", "c02", "c03"})
 
 
 async def test_lost_connections_are_the_stores_failure_and_pass(
