@@ -22,14 +22,14 @@ from view_syncer.auth import Auth, Authenticator
 from view_syncer.client_group import ClientGroup, Services
 from view_syncer.connection import Connection, Peer, serve
 from view_syncer.context import ConnectionContext
-from view_syncer.cvr.postgres import PostgresRecordStore
+from view_syncer.cvr.postgres import PostgresStore
 from view_syncer.engine_host import EngineHost
 from view_syncer.fan_out import GroupUpdate, WorkerAdvance
 from view_syncer.inspector import Inspector
 from view_syncer.intake import Intake
 from view_syncer.ivm.hydration import HydrationLimits
 from view_syncer.maintenance import Intervals, Maintenance
-from view_syncer.mutations import GroupPushes
+from view_syncer.mutations import GroupPushes, Writes
 from view_syncer.poke import PokeBody
 from view_syncer.queries import QuerySource
 from view_syncer.transform import QueryTransformer
@@ -83,7 +83,7 @@ class Worker:
         self._authenticator = Authenticator(
             config.auth, endpoints=query.enabled and self._mutate.enabled
         )
-        self._store = PostgresRecordStore(
+        self._store = PostgresStore(
             config.cvr.db,
             config.cvr_schema,
             max_connections=max(1, config.cvr.max_conns // max(1, config.num_sync_workers)),
@@ -104,6 +104,7 @@ class Worker:
             self._intake,
         )
         self._engine.start()
+        self._writes = Writes.make(config, self._engine, self._queries)
         self._inspector = Inspector(config, self._engine, self._queries)
         self._services = Services(
             engine=self._engine,
@@ -142,6 +143,7 @@ class Worker:
         await self._index_requests.close()
         await self._store.close()
         await self._authenticator.close()
+        await self._writes.close()
         await self._session.close()
 
     def _maintenance(self) -> Maintenance:
@@ -237,7 +239,7 @@ class Worker:
     def _pushes_of(self, group: ClientGroup) -> GroupPushes:
         pushes = self._pushes.get(group)
         if pushes is None:
-            pushes = self._pushes[group] = GroupPushes(group, self._api, self._mutate)
+            pushes = self._pushes[group] = GroupPushes(group, self._api, self._mutate, self._writes)
         return pushes
 
     def _clean_up_deleted(
