@@ -37,6 +37,7 @@ from view_syncer.ivm.hydration import HydrationLimits, HydrationRequest
 from view_syncer.ivm.pipeline import Pipeline
 from zerocache.errors import QueryError
 from zerocache.protocol.versions import Watermark
+from zerocache.replica import damage
 from zerocache.replica.auto_index import IndexWish
 from zerocache.replica.schema import ReplicaSchema
 from zerocache.zql.ast import Query
@@ -82,7 +83,8 @@ class EngineHost:
         self._held_back = False
         # Before the file is opened: one that is replaced in between then looks replaced.
         self._inode = self._path.stat().st_ino
-        self._engine = Engine(self._path)
+        with damage.reported(self._path):
+            self._engine = Engine(self._path)
         self._fan_out = FanOut()
         self._hydrator = Hydrator(self._path, limits)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -190,7 +192,8 @@ class EngineHost:
 
         def job() -> None:
             try:
-                result = function(self._engine)
+                with damage.reported(self._path):
+                    result = function(self._engine)
             except Exception as error:
                 self._post(_fail, future, error)
             else:
@@ -207,7 +210,8 @@ class EngineHost:
     def _run(self) -> None:
         try:
             while (job := self._jobs.get()) is not None:
-                job()
+                with damage.reported(self._path):
+                    job()
         except BaseException as error:
             # An advance that failed half-way leaves pipelines between two versions.
             self._post(self._on_fatal, error)

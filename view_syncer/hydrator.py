@@ -22,6 +22,7 @@ from view_syncer.ivm.hydration import (
 )
 from view_syncer.ivm.snapshot import ReaderPool
 from zerocache.errors import QueryError
+from zerocache.replica import damage
 from zerocache.zql.shape import Instance
 
 HYDRATION_THREADS = 2
@@ -40,6 +41,7 @@ class Hydrator:
     :meth:`release`; the snapshot it pins is let go when the last holder did."""
 
     def __init__(self, path: Path, limits: HydrationLimits) -> None:
+        self._path = path
         self._readers = ReaderPool(path, max_idle=2 * HYDRATION_THREADS)
         self._limits = limits
         self._pool = ThreadPoolExecutor(HYDRATION_THREADS, thread_name_prefix="hydrate")
@@ -87,8 +89,12 @@ class Hydrator:
 
     def _start(self, request: HydrationRequest) -> _Running:
         loop = asyncio.get_running_loop()
-        result = loop.run_in_executor(self._pool, hydrate, self._readers, request, self._limits)
+        result = loop.run_in_executor(self._pool, self._hydrate, request)
         return _Running(request, result)
+
+    def _hydrate(self, request: HydrationRequest) -> Hydration:
+        with damage.reported(self._path):
+            return hydrate(self._readers, request, self._limits)
 
     def _forget(self, key: tuple[int, Instance, ClientTables], running: _Running) -> None:
         if self._running.get(key) is running:
