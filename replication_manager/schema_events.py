@@ -16,6 +16,7 @@ from replication_manager.pgoutput import LogicalMessage
 from zerocache.errors import ReplicationError, ResyncRequired, UpstreamSetupError
 from zerocache.postgres.shard import ShardNames
 from zerocache.postgres.validation import check_schema
+from zerocache.replica.layout import check_names
 from zerocache.replica.schema_change import SchemaEvent, plan_changes
 from zerocache.replica.writer import ReplicaWriter
 
@@ -44,6 +45,7 @@ class SchemaEvents:
         query = " ".join(event.context.query.split())[:200]
         try:
             check_schema(event.schema, self._shard)
+            check_names(event.schema)
         except UpstreamSetupError as error:
             raise ResyncRequired(f"{error} (changed by: {query})") from error
         changes = plan_changes(self._writer.tables().values(), event, skipped)

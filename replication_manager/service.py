@@ -28,7 +28,7 @@ from replication_manager.initial_sync import SyncSettings, run_initial_sync
 from replication_manager.local_replica import require_usable
 from replication_manager.memory import return_free_memory
 from replication_manager.position import SlotPosition
-from replication_manager.schema_drift import SchemaWatch, drift_error, schema_differences
+from replication_manager.schema_drift import SchemaWatch, by_name, drift_error, schema_differences
 from replication_manager.schema_events import SchemaEvents
 from replication_manager.schema_guard import SchemaGuard
 from replication_manager.signals import Stopped, StopSignal
@@ -229,9 +229,11 @@ class ReplicationService:
             state = read_state(connection)
         finally:
             connection.close()
-        # With detection the stream will tell, at the right place between the rows.
+        # With detection the stream will tell, at the right place between the rows; and so it does
+        # of what was announced by hand.
+        before = tables if upstream.announced is None else by_name(upstream.announced)
         if not upstream.ddl_detection and (
-            differences := schema_differences(tables, upstream.schema)
+            differences := schema_differences(before, upstream.schema)
         ):
             raise drift_error(differences)
         with connect(self._url, "slot-management") as control:
@@ -255,7 +257,7 @@ class ReplicationService:
             closing(SlotPosition(self._file)) as position,
             closing(Backfiller(self._url, self._shard, writer)) as backfiller,
         ):
-            watch = self._watch_schema(upstream, writer, stack)
+            watch = self._watch_schema(upstream, stack)
             limits = self._limits(connection)
             start = lsn_from_watermark(writer.state.version) + 1
             history = read_history(connection)
@@ -290,15 +292,12 @@ class ReplicationService:
                 self._finish(stream)
                 raise
 
-    def _watch_schema(
-        self, upstream: Upstream, writer: ReplicaWriter, stack: ExitStack
-    ) -> _SchemaCalls:
+    def _watch_schema(self, upstream: Upstream, stack: ExitStack) -> _SchemaCalls:
         """Start who looks after the schema."""
         if upstream.ddl_detection:
             guard = stack.enter_context(SchemaGuard(self._url, self._shard))
             return _SchemaCalls(lambda: None, lambda _: None, guard.wake)
-        facts = {table.wire_name: writer.facts(table.wire_name) for table in upstream.schema.tables}
-        watch = stack.enter_context(SchemaWatch(self._url, upstream.publications, facts))
+        watch = stack.enter_context(SchemaWatch(self._url, self._shard))
         return _SchemaCalls(watch.check, watch.confirm, lambda: None)
 
     def _check_reports(self) -> None:

@@ -29,7 +29,7 @@ from view_syncer.inspector import Inspector
 from view_syncer.intake import Intake
 from view_syncer.ivm.hydration import HydrationLimits
 from view_syncer.maintenance import Intervals, Maintenance
-from view_syncer.mutations import GroupPushes
+from view_syncer.mutations import GroupPushes, Writes
 from view_syncer.poke import PokeBody
 from view_syncer.queries import QuerySource
 from view_syncer.transform import QueryTransformer
@@ -104,6 +104,7 @@ class Worker:
             self._intake,
         )
         self._engine.start()
+        self._writes = Writes.make(config, self._engine, self._queries)
         self._inspector = Inspector(config, self._engine, self._queries)
         self._services = Services(
             engine=self._engine,
@@ -142,6 +143,7 @@ class Worker:
         await self._index_requests.close()
         await self._store.close()
         await self._authenticator.close()
+        await self._writes.close()
         await self._session.close()
 
     def _maintenance(self) -> Maintenance:
@@ -237,7 +239,7 @@ class Worker:
     def _pushes_of(self, group: ClientGroup) -> GroupPushes:
         pushes = self._pushes.get(group)
         if pushes is None:
-            pushes = self._pushes[group] = GroupPushes(group, self._api, self._mutate)
+            pushes = self._pushes[group] = GroupPushes(group, self._api, self._mutate, self._writes)
         return pushes
 
     def _clean_up_deleted(

@@ -36,10 +36,10 @@ from zerocache.replica.layout import (
 )
 from zerocache.replica.pending import Pending, forget_pending, load_pending
 from zerocache.replica.planner_statistics import assume_growth
-from zerocache.replica.reader import ReplicaState, load_schema, read_state
+from zerocache.replica.reader import ReplicaState, read_state
 from zerocache.replica.refresh import TableRefresh
 from zerocache.replica.relation import RelationWriter
-from zerocache.replica.schema_apply import announce, apply_changes, build_indexes
+from zerocache.replica.schema_apply import announce, apply_changes, build_indexes, shapes
 from zerocache.replica.schema_change import Change
 from zerocache.replica.sql import quote
 from zerocache.replica.types import UNCHANGED, SQLiteValue, StoredRow
@@ -178,7 +178,7 @@ class ReplicaWriter:
         """The table of the running refresh is complete: show all of it; in a transaction."""
         refresh = self._refresh
         assert refresh is not None
-        before = load_schema(self._connection)
+        before = shapes(self._connection)
         self._schema_changed = True
         forget_pending(self._connection, refresh.facts.table.oid)
         build_indexes(self._connection, [refresh.facts])
