@@ -31,7 +31,7 @@ from view_syncer.intake import Intake
 from view_syncer.ivm.hydration import HydrationLimits
 from view_syncer.limits import Limits
 from view_syncer.maintenance import Intervals, Maintenance
-from view_syncer.mutations import GroupPushes
+from view_syncer.mutations import GroupPushes, Writes
 from view_syncer.poke import PokeBody
 from view_syncer.queries import QuerySource
 from view_syncer.transform import QueryTransformer
@@ -122,6 +122,7 @@ class Worker:
             self._intake,
         )
         self._engine.start()
+        self._writes = Writes.make(config, self._engine, self._queries)
         self._inspector = Inspector(config, self._engine, self._queries)
         self._services = Services(
             engine=self._engine,
@@ -158,6 +159,7 @@ class Worker:
         await self._index_requests.close()
         await self._store.close()
         await self._authenticator.close()
+        await self._writes.close()
         await self._session.close()
 
     async def _move_clients_away(self) -> None:
@@ -307,7 +309,7 @@ class Worker:
     def _pushes_of(self, group: ClientGroup) -> GroupPushes:
         pushes = self._pushes.get(group)
         if pushes is None:
-            pushes = self._pushes[group] = GroupPushes(group, self._api, self._mutate)
+            pushes = self._pushes[group] = GroupPushes(group, self._api, self._mutate, self._writes)
         return pushes
 
     def _clean_up_deleted(
