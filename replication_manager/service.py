@@ -20,6 +20,7 @@ import apsw
 import psycopg
 import structlog
 
+from replication_manager.announcer import HiddenAnnouncer
 from replication_manager.applier import Applier
 from replication_manager.backfill import Backfiller
 from replication_manager.history import read_history, require_same_past
@@ -53,6 +54,7 @@ from zerocache.postgres.connection import connect, is_transient
 from zerocache.postgres.setup import Upstream, set_up_upstream
 from zerocache.postgres.shard import ShardNames
 from zerocache.protocol.versions import Watermark, lsn_from_watermark
+from zerocache.replica import damage
 from zerocache.replica.layout import load_tables
 from zerocache.replica.reader import open_replica, read_state
 from zerocache.replica.writer import ReplicaWriter
@@ -63,6 +65,8 @@ _LONGEST_BACKOFF_S = 15.0
 _STARTUP_PATIENCE_S = 60.0
 _STABLE_AFTER_S = 30.0
 # With these the server ends a stream that can never get further.
+# Of the disk, or of the limits set for this process.
+_NOT_WRITABLE = (apsw.FullError, apsw.IOError, apsw.CantOpenError, apsw.ReadOnlyError, OSError)
 _UNUSABLE = (psycopg.errors.UndefinedObject, psycopg.errors.ObjectNotInPrerequisiteState)
 
 log = structlog.get_logger(__name__)
@@ -104,6 +108,7 @@ class ReplicationService:
         )
         # Tells our walsender from that of another node in pg_stat_activity, which cuts at 63.
         self._purpose = f"replication-{config.task_id}"[:58]
+        self._hidden = HiddenAnnouncer()
         self._backoff_s = _FIRST_BACKOFF_S
         # Since when the upstream database may have been away.
         self._started_s = time.monotonic()
@@ -144,6 +149,8 @@ class ReplicationService:
                 self._recover(ended)
         except (ConfigurationError, ReplicationError, psycopg.Error) as error:
             self._recover(error)
+        except _NOT_WRITABLE as error:
+            self._wait_for_space(error)
 
     def _resync(self, reason: ResyncRequired) -> None:
         if not self._config.auto_reset:
@@ -168,11 +175,24 @@ class ReplicationService:
             self._callbacks.progress(f"waiting for the upstream database: {error}")
         log.warning("replication_interrupted", reason=str(error), retry_s=self._backoff_s)
 
+    def _wait_for_space(self, error: Exception) -> None:
+        """What is complete stays, the rest comes again; readers are served meanwhile."""
+        reason = f"{type(error).__name__}: {error}"
+        self._callbacks.progress(f"the replica cannot be written ({reason}); free disk space")
+        log.error(
+            "replica_not_writable",
+            file=str(self._file),
+            reason=reason,
+            advice="nothing was acknowledged upstream; free disk space, then it goes on",
+            retry_s=self._backoff_s,
+        )
+
     def _session(self) -> None:
         """Everything between two failures."""
         if not self._was_ready:
             check_replication_role(self._url, self._stop)
         upstream = set_up_upstream(self._url, self._shard)
+        self._hidden.announce(upstream.schema)
         self._ensure_replica(upstream)
         writer = ReplicaWriter(self._file)
         try:
@@ -184,7 +204,7 @@ class ReplicationService:
         try:
             if self._resync_reason is not None:
                 raise self._resync_reason
-            require_usable(self._file, self._shard)
+            require_usable(self._file, self._shard, self._callbacks.progress)
             self._require_matching(upstream)
             return
         except ResyncRequired as reason:
@@ -251,13 +271,15 @@ class ReplicationService:
             self._indexes.open(writer)
 
             def housekeeping() -> None:
+                self._check_reports()
                 watch.check()
                 self._improve_indexes(writer, limits)
 
+            events = SchemaEvents(writer, self._shard, watch.changed, self._hidden.announce)
             stream = ChangeStream(
                 connection,
                 writer,
-                Applier(writer, watch.confirm, SchemaEvents(writer, self._shard, watch.changed)),
+                Applier(writer, watch.confirm, events),
                 position,
                 self._callbacks.publish,
                 housekeeping,
@@ -281,6 +303,13 @@ class ReplicationService:
             return _SchemaCalls(lambda: None, lambda _: None, guard.wake)
         watch = stack.enter_context(SchemaWatch(self._url, self._shard))
         return _SchemaCalls(watch.check, watch.confirm, lambda: None)
+
+    def _check_reports(self) -> None:
+        if damage.is_reported(self._file):
+            raise ReplicationError(
+                f"a reader reports that the replica {self._file} is damaged: the stream is begun "
+                "again after the file was read in full"
+            )
 
     def _improve_indexes(self, writer: ReplicaWriter, limits: StreamLimits) -> None:
         # The server hears nothing from this thread meanwhile.

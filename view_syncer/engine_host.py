@@ -38,6 +38,7 @@ from view_syncer.ivm.hydration import HydrationLimits, HydrationRequest
 from view_syncer.ivm.pipeline import Pipeline
 from zerocache.errors import QueryError
 from zerocache.protocol.versions import Watermark
+from zerocache.replica import damage
 from zerocache.replica.auto_index import IndexWish
 from zerocache.replica.schema import ReplicaSchema
 from zerocache.zql.ast import Query
@@ -84,7 +85,8 @@ class EngineHost:
         self._held_back = False
         # Before the file is opened: one that is replaced in between then looks replaced.
         self._inode = self._path.stat().st_ino
-        self._engine = Engine(self._path)
+        with damage.reported(self._path):
+            self._engine = Engine(self._path)
         self._fan_out = FanOut()
         self._hydrator = Hydrator(self._path, limits)
         self._intake = intake or Intake()
@@ -211,7 +213,8 @@ class EngineHost:
 
         def job() -> None:
             try:
-                result = function(self._engine)
+                with damage.reported(self._path):
+                    result = function(self._engine)
             except Exception as error:
                 self._post(_fail, future, error)
             else:
@@ -228,7 +231,8 @@ class EngineHost:
     def _run(self) -> None:
         try:
             while (job := self._jobs.get()) is not None:
-                job()
+                with damage.reported(self._path):
+                    job()
         except BaseException as error:
             # An advance that failed half-way leaves pipelines between two versions.
             self._post(self._on_fatal, error)

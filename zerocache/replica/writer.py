@@ -25,6 +25,7 @@ from zerocache.protocol.versions import Watermark, lexi_decode, lexi_encode
 from zerocache.replica import auto_index
 from zerocache.replica.auto_index import AutoIndex, IndexWish
 from zerocache.replica.change_log import ChangeLog
+from zerocache.replica.last_writer import note_writer
 from zerocache.replica.layout import (
     FORMAT_VERSION,
     REPLICATION_STATE,
@@ -48,6 +49,7 @@ DEFAULT_LOG_ENTRIES = 200_000
 DEFAULT_WAL_LIMIT_BYTES = 16 * 1024 * 1024
 _BUSY_TIMEOUT_MS = 30_000
 _TRUNCATE_WAIT_MS = 4
+_END_BUSY_MS = 1_000
 _STATEMENT_CACHE = 2_000
 _PROGRESS_STEPS = 100_000
 _PRAGMAS = (
@@ -103,7 +105,7 @@ class ReplicaWriter:
         self.generation = 0
         # Watermark of the newest ended transaction that is not committed yet.
         self._ended: str | None = None
-        self._touch()
+        self._note_begin()
         self._wal = WalFile(self._connection, self._path, limit_bytes=wal_limit_bytes)
 
     @property
@@ -337,6 +339,7 @@ class ReplicaWriter:
     def close(self) -> None:
         """Roll back what is not committed and close the file."""
         self.rollback()
+        self._note_end()
         self._wal.close()
         self._connection.close()
 
@@ -395,12 +398,19 @@ class ReplicaWriter:
             else:
                 return
 
-    def _touch(self) -> None:
-        """A write that changes nothing readers look at, so that the WAL file exists."""
+    def _note_end(self) -> None:
+        """Without the note the next start may read the file in full, and that is all."""
+        self._connection.set_busy_timeout(_END_BUSY_MS)
+        try:
+            with self._connection:
+                note_writer(self._connection, ended=True)
+        except apsw.Error as error:
+            log.info("end_not_noted", path=str(self._path), reason=str(error))
+
+    def _note_begin(self) -> None:
+        """A write that changes nothing readers look at; from here on the WAL file exists."""
         self._begin()
-        self._connection.execute(
-            f"UPDATE {REPLICATION_STATE} SET writeTimeMs = writeTimeMs"  # noqa: S608 - a constant
-        )
+        note_writer(self._connection, ended=False)
         self._connection.execute("COMMIT")
 
 
