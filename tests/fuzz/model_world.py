@@ -120,6 +120,8 @@ def schema_change(seed: str) -> list[str]:
             f"ALTER TABLE {table} DROP COLUMN IF EXISTS extra",
             f"ALTER TABLE {table} DROP COLUMN IF EXISTS more",
             f"ALTER TABLE item ALTER COLUMN k TYPE {kind}",
+            f"ALTER TABLE item ALTER COLUMN k TYPE {kind} USING (k + 1) % {XS}",
+            "ALTER TABLE pair ALTER COLUMN v TYPE text USING v || 'u'",
             f"ALTER TABLE pair ALTER COLUMN v SET DEFAULT {text}",
             "CREATE TABLE IF NOT EXISTS other (id int PRIMARY KEY, t text)",
             "DROP TABLE IF EXISTS other",
