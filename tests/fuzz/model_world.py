@@ -108,7 +108,8 @@ def transaction(seed: str) -> list[str]:
 
 
 def schema_change(seed: str) -> list[str]:
-    """One change of the tables that no client's schema notices, with or without rows beside it."""
+    """One change of the tables that no client's schema notices, with or without rows beside it.
+    None converts values (USING): until they are copied, a poke shows the old ones."""
     choose = random.Random(seed)
     table, text = choose.choice(["node", "item", "link", "pair"]), _text(choose)
     index = f"extra_{choose.randrange(3)}"
@@ -120,8 +121,6 @@ def schema_change(seed: str) -> list[str]:
             f"ALTER TABLE {table} DROP COLUMN IF EXISTS extra",
             f"ALTER TABLE {table} DROP COLUMN IF EXISTS more",
             f"ALTER TABLE item ALTER COLUMN k TYPE {kind}",
-            f"ALTER TABLE item ALTER COLUMN k TYPE {kind} USING (k + 1) % {XS}",
-            "ALTER TABLE pair ALTER COLUMN v TYPE text USING v || 'u'",
             f"ALTER TABLE pair ALTER COLUMN v SET DEFAULT {text}",
             "CREATE TABLE IF NOT EXISTS other (id int PRIMARY KEY, t text)",
             "DROP TABLE IF EXISTS other",
