@@ -17,6 +17,7 @@ from zerocache.errors import ReplicationError, ResyncRequired, UpstreamSetupErro
 from zerocache.postgres.shard import ShardNames
 from zerocache.postgres.validation import check_schema
 from zerocache.replica.layout import check_names
+from zerocache.replica.published import PublishedSchema
 from zerocache.replica.schema_change import SchemaEvent, plan_changes
 from zerocache.replica.writer import ReplicaWriter
 
@@ -24,17 +25,20 @@ log = structlog.get_logger(__name__)
 
 
 class SchemaEvents:
-    """``changed`` is called after each change, inside the transaction that makes it."""
+    """``changed`` is called after each change, inside the transaction that makes it; ``announce``
+    before that, with the schema that upstream has from there on."""
 
     def __init__(
         self,
         writer: ReplicaWriter,
         shard: ShardNames,
         changed: Callable[[], None] = lambda: None,
+        announce: Callable[[PublishedSchema], None] = lambda _: None,
     ) -> None:
         self._writer = writer
         self._shard = shard
         self._changed = changed
+        self._announce = announce
 
     def concerns(self, message: LogicalMessage) -> bool:
         return message.transactional and message.prefix == self._shard.ddl_prefix
@@ -58,6 +62,7 @@ class SchemaEvents:
             changes=[type(change).__name__ for change in changes],
             backfills=len(self._writer.pending),
         )
+        self._announce(event.schema)
         self._changed()
 
 

@@ -20,6 +20,7 @@ import apsw
 import psycopg
 import structlog
 
+from replication_manager.announcer import HiddenAnnouncer
 from replication_manager.applier import Applier
 from replication_manager.backfill import Backfiller
 from replication_manager.history import read_history, require_same_past
@@ -107,6 +108,7 @@ class ReplicationService:
         )
         # Tells our walsender from that of another node in pg_stat_activity, which cuts at 63.
         self._purpose = f"replication-{config.task_id}"[:58]
+        self._hidden = HiddenAnnouncer()
         self._backoff_s = _FIRST_BACKOFF_S
         # Since when the upstream database may have been away.
         self._started_s = time.monotonic()
@@ -190,6 +192,7 @@ class ReplicationService:
         if not self._was_ready:
             check_replication_role(self._url, self._stop)
         upstream = set_up_upstream(self._url, self._shard)
+        self._hidden.announce(upstream.schema)
         self._ensure_replica(upstream)
         writer = ReplicaWriter(self._file)
         try:
@@ -272,10 +275,11 @@ class ReplicationService:
                 watch.check()
                 self._improve_indexes(writer, limits)
 
+            events = SchemaEvents(writer, self._shard, watch.changed, self._hidden.announce)
             stream = ChangeStream(
                 connection,
                 writer,
-                Applier(writer, watch.confirm, SchemaEvents(writer, self._shard, watch.changed)),
+                Applier(writer, watch.confirm, events),
                 position,
                 self._callbacks.publish,
                 housekeeping,
