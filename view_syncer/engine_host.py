@@ -37,6 +37,7 @@ from view_syncer.ivm.engine import Engine
 from view_syncer.ivm.hydration import HydrationLimits, HydrationRequest
 from view_syncer.ivm.pipeline import Pipeline
 from zerocache.errors import QueryError
+from zerocache.failpoints import Place, reach
 from zerocache.protocol.versions import Watermark
 from zerocache.replica import damage
 from zerocache.replica.auto_index import IndexWish
@@ -295,6 +296,7 @@ class EngineHost:
         advance = self._engine.advance()
         if advance is None:
             return
+        reach(Place.ADVANCED)
         if advance.reset:
             self._fan_out.void()
         updates = {} if advance.reset else self._fan_out.updates(advance)
