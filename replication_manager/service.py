@@ -275,7 +275,13 @@ class ReplicationService:
                 watch.check()
                 self._improve_indexes(writer, limits)
 
-            events = SchemaEvents(writer, self._shard, watch.changed, self._hidden.announce)
+            events = SchemaEvents(
+                writer,
+                self._shard,
+                watch.changed,
+                self._hidden.announce,
+                complete=upstream.ddl_detection,
+            )
             stream = ChangeStream(
                 connection,
                 writer,
