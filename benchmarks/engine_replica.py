@@ -9,7 +9,7 @@ from pathlib import Path
 from benchmarks import dataset
 from view_syncer.ivm.encode import ClientTables, SyncedTable
 from zerocache.replica.bulk import BulkLoader
-from zerocache.replica.copy_text import decode_columns, parse_rows
+from zerocache.replica.copy_text import decode_rows
 from zerocache.replica.layout import ReplicaConfig
 from zerocache.replica.published import (
     PublishedColumn,
@@ -73,7 +73,7 @@ def build(path: Path, scale: float) -> dataset.Sizes:
         for name, lines in dataset.tables(sizes):
             decoders = [column_decoder(column) for column in tables[name].columns]
             for chunk in _chunks(lines):
-                loader.insert_rows(name, decode_columns(parse_rows(chunk), decoders))
+                loader.insert_rows(name, decode_rows(chunk, decoders))
         loader.finish()
     return sizes
 

@@ -53,7 +53,9 @@ _SCHEMA = ClientSchema(
 
 @dataclass
 class MemoryWatch:
-    """The highest resident size of each program of a process tree, sampled in a thread."""
+    """The highest private memory of each program of a process tree, sampled in a thread.
+
+    Resident size without what is shared: pages of the mapped replica are no one's memory."""
 
     root: int
     peaks_mb: dict[str, float] = field(default_factory=dict)
@@ -80,11 +82,11 @@ class MemoryWatch:
 
     def _look(self, process: psutil.Process) -> None:
         try:
-            command, rss = " ".join(process.cmdline()), process.memory_info().rss / 1e6
+            command, memory = " ".join(process.cmdline()), process.memory_info()
         except psutil.NoSuchProcess:
             return
         name = next((name for name in _PROGRAMS if name in command), "supervisor")
-        self.peaks_mb[name] = max(rss, self.peaks_mb.get(name, 0.0))
+        self.peaks_mb[name] = max((memory.rss - memory.shared) / 1e6, self.peaks_mb.get(name, 0.0))
 
 
 def _load(url: str, rows: int) -> None:

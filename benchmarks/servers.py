@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -123,19 +123,26 @@ class Server:
         for child in psutil.wait_procs(tree, timeout=1)[1]:
             child.kill()
 
-    def usage(self) -> Usage:
+    def usage(self, parts: Sequence[str] = ("",), *, shared: bool = True) -> Usage:
+        """What the server's processes hold; only those whose command line has one of ``parts``.
+
+        ``shared=False`` leaves the proportional size out: the kernel takes its time over it.
+        """
         assert self._process is not None, "the server does not run"
         rss = pss = cpu = 0.0
-        tree = self._tree(self._process.pid)
-        for process in tree:
+        count = 0
+        for process in self._tree(self._process.pid):
             try:
-                memory, times = process.memory_full_info(), process.cpu_times()
+                if not any(part in word for part in parts for word in process.cmdline()):
+                    continue
+                times = process.cpu_times()
+                rss += process.memory_info().rss
+                pss += process.memory_full_info().pss if shared else 0
             except psutil.NoSuchProcess:
                 continue  # ended between listing and looking
-            rss += memory.rss
-            pss += memory.pss
+            count += 1
             cpu += times.user + times.system
-        return Usage(len(tree), rss / 1e6, pss / 1e6, cpu)
+        return Usage(count, rss / 1e6, pss / 1e6, cpu)
 
     def replica_mb(self) -> float:
         return sum(file.stat().st_size for file in self._dir.glob("replica.db*")) / 1e6

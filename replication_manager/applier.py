@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import apsw
+
 from replication_manager.pgoutput import (
     Begin,
     Commit,
@@ -23,6 +25,7 @@ from replication_manager.pgoutput import (
     Update,
     decode,
 )
+from replication_manager.refused_values import refused
 from replication_manager.schema_drift import check_relation
 from replication_manager.schema_events import SchemaEvents
 from zerocache.errors import ReplicationError
@@ -99,20 +102,13 @@ class Applier:
         if handler is not None:
             try:
                 handler(message)
-            except ValueError:
-                # The text of the error quotes a value, which belongs in no log.
-                raise self._undecodable(message) from None
+            except (ValueError, apsw.TooBigError) as error:
+                raise refused(error, self._table_of(message)) from None
         return type(message) is Commit
 
-    def _undecodable(self, message: Message) -> ReplicationError:
+    def _table_of(self, message: Message) -> str:
         relation = self._relations.get(getattr(message, "relation", 0))
-        table = wire_name(relation.schema, relation.name) if relation else "unknown"
-        return ReplicationError(
-            f"a value in a change of table {table} cannot be read as its type says: leaving the "
-            "row out would make the replica wrong; report this as a bug (the stream is tried "
-            "again)",
-            code="ZC235",
-        )
+        return wire_name(relation.schema, relation.name) if relation else "unknown"
 
     def _insert(self, message: Insert) -> None:
         if not self._skipping:

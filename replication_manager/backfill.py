@@ -28,7 +28,7 @@ from zerocache.postgres.connection import connect
 from zerocache.postgres.introspection import read_published_schema
 from zerocache.postgres.shard import ShardNames
 from zerocache.protocol.versions import Lsn, lsn_from_watermark, watermark_from_lsn
-from zerocache.replica.copy_text import decode_columns, parse_rows
+from zerocache.replica.copy_text import decode_rows
 from zerocache.replica.published import PublishedTable
 from zerocache.replica.refresh import TableRefresh
 from zerocache.replica.types import SQLiteValue, column_decoder
@@ -149,7 +149,7 @@ class _Reader:
         decoders = [column_decoder(column) for column in table.columns]
 
         def store(_: PublishedTable, lines: bytes, count: int) -> None:
-            self._put(Rows([*decode_columns(parse_rows(lines), decoders)]))
+            self._put(Rows([*decode_rows(lines, decoders)]))
 
         return store
 

@@ -16,10 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import apsw
 import msgspec
 import psycopg
 import structlog
 
+from replication_manager.refused_values import refused
 from replication_manager.signals import StopSignal
 from replication_manager.slot import ClaimedSlot, claim_new_slot, finish_claim
 from replication_manager.table_copy import (
@@ -29,14 +31,14 @@ from replication_manager.table_copy import (
     open_snapshot,
     read_sizes,
 )
-from zerocache.errors import ReplicationError, UpstreamSetupError
+from zerocache.errors import UpstreamSetupError
 from zerocache.failpoints import Place, reach
 from zerocache.postgres.connection import MISSING_PRIVILEGE, explain, redact
 from zerocache.postgres.introspection import read_published_schema
 from zerocache.postgres.shard import ShardNames
 from zerocache.postgres.validation import check_schema
 from zerocache.replica.bulk import BulkLoader
-from zerocache.replica.copy_text import decode_columns, parse_rows
+from zerocache.replica.copy_text import decode_rows
 from zerocache.replica.layout import ReplicaConfig
 from zerocache.replica.published import PublishedSchema, PublishedTable
 from zerocache.replica.types import TextDecoder, column_decoder
@@ -174,16 +176,10 @@ def _copy(
     }
 
     def store(table: PublishedTable, lines: bytes, count: int) -> None:
-        rows = parse_rows(lines)
         try:
-            loader.insert_rows(table.wire_name, decode_columns(rows, decoders[table.oid]))
-        except ValueError:
-            # The text of the error quotes a value, which belongs in no log.
-            raise ReplicationError(
-                f"a value of table {table.wire_name} cannot be read as its type says: the table "
-                "cannot be copied; take it out of the publication and report this as a bug",
-                code="ZC235",
-            ) from None
+            loader.insert_rows(table.wire_name, decode_rows(lines, decoders[table.oid]))
+        except (ValueError, apsw.TooBigError) as error:
+            raise refused(error, table.wire_name) from None
         progress.add(table, count, len(lines) + 1)
         reach(Place.COPYING)
 

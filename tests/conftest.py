@@ -1,7 +1,8 @@
 """Fixtures every test may use: one real PostgreSQL, a database and an app id per test.
 
-Owns the life of the test cluster, of version 18 unless TEST_POSTGRES says otherwise. It is started
-once per session, never shared with another session, and ends with this process even when that is
+Owns the life of the test cluster, of version 18 unless TEST_POSTGRES names another (15, 16, 17, or
+``docker:15`` … ``docker:18`` for the official image where an engine runs). It is started once per
+session, never shared with another session, and ends with this process even when that is
 killed. Slots are cluster-wide, so a test that replicates uses its own ``app_id``.
 """
 
@@ -27,6 +28,8 @@ from typing import Any
 import psutil
 import psycopg
 import pytest
+
+from tests.containers import PREFIX, ContainerProcess
 
 _SETTINGS = {
     "wal_level": "logical",
@@ -65,11 +68,17 @@ _SERVERS = {
 }
 
 
+def postgres_version() -> str:
+    """What TEST_POSTGRES asks for."""
+    return os.environ.get("TEST_POSTGRES", "18")
+
+
 def postgres_bin() -> Path:
     """The programs of the PostgreSQL that TEST_POSTGRES names (15, 16, 17 or 18, the default)."""
-    version = os.environ.get("TEST_POSTGRES", "18")
+    version = postgres_version()
     if version not in _SERVERS:
-        raise RuntimeError(f"TEST_POSTGRES={version} is none of {', '.join(_SERVERS)}")
+        known = ", ".join([*_SERVERS, f"{PREFIX}<version>"])
+        raise RuntimeError(f"TEST_POSTGRES={version} is none of {known}")
     package, folder = _SERVERS[version]
     programs = Path(folder)
     if package is not None:
@@ -100,7 +109,7 @@ class PostgresCluster:
     directory: Path
     port: int
     settings: dict[str, str]
-    process: subprocess.Popen[bytes] | None = None
+    process: subprocess.Popen[bytes] | ContainerProcess | None = None
 
     @property
     def url(self) -> str:
@@ -134,19 +143,38 @@ class PostgresCluster:
             user = pwd.getpwnam("nobody")
             for path in (self.directory, data):
                 os.chown(path, user.pw_uid, user.pw_gid)
-        initdb = [str(postgres_bin() / "initdb"), "-D", str(data), "-U", "postgres"]
-        initdb += ["--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync"]
-        subprocess.run(initdb, check=True, capture_output=True, cwd="/", **self._run_as())
+        arguments = ["-D", str(data), "-U", "postgres", "--auth=trust", "--encoding=UTF8"]
+        self._initdb([*arguments, "--locale=C.UTF-8", "--no-sync"])
         (data / "pg_hba.conf").write_text(_HBA)
 
+    def _initdb(self, arguments: list[str]) -> None:
+        version = postgres_version()
+        if version.startswith(PREFIX):
+            image = version.removeprefix(PREFIX)
+            process = ContainerProcess.start(image, "initdb", arguments, self.directory)
+            if process.wait(60) != 0:
+                raise RuntimeError(f"initdb of postgres:{image} failed")
+            return
+        command = [str(postgres_bin() / "initdb"), *arguments]
+        subprocess.run(command, check=True, capture_output=True, cwd="/", **self._run_as())
+
     def start(self) -> None:
-        command = [str(postgres_bin() / "postgres"), "-D", str(self.directory / "data")]
-        command += ["-p", str(self.port), "-k", str(self.directory)]
+        arguments = ["-D", str(self.directory / "data"), "-p", str(self.port)]
+        arguments += ["-k", str(self.directory)]
         for name, value in self.settings.items():
-            command += ["-c", f"{name}={value}"]
+            arguments += ["-c", f"{name}={value}"]
+        version = postgres_version()
+        if version.startswith(PREFIX):
+            image = version.removeprefix(PREFIX)
+            self.process = ContainerProcess.start(image, "postgres", arguments, self.directory)
+        else:
+            self.process = self._popen(arguments)
+        self._wait_until_ready()
+
+    def _popen(self, arguments: list[str]) -> subprocess.Popen[bytes]:
         with (self.directory / "log").open("ab") as log:
-            self.process = subprocess.Popen(
-                command,
+            return subprocess.Popen(
+                [str(postgres_bin() / "postgres"), *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -154,7 +182,6 @@ class PostgresCluster:
                 preexec_fn=_die_with_parent,
                 **self._run_as(),
             )
-        self._wait_until_ready()
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + 30
@@ -164,9 +191,14 @@ class PostgresCluster:
                 return
             except psycopg.OperationalError:
                 if time.monotonic() > deadline or self.process is None or self.process.poll():
-                    log = (self.directory / "log").read_text()[-2000:]
-                    raise RuntimeError(f"PostgreSQL did not start:\n{log}") from None
+                    raise RuntimeError(f"PostgreSQL did not start:\n{self.log()}") from None
                 time.sleep(0.05)
+
+    def log(self) -> str:
+        """The end of the server's log."""
+        if isinstance(self.process, ContainerProcess):
+            return self.process.logs()[-2000:]
+        return (self.directory / "log").read_text()[-2000:]
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
         """End the server: SIGINT = fast shutdown, SIGQUIT = as after a crash."""

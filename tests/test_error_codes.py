@@ -38,6 +38,4 @@ def test_a_code_stands_for_one_thing() -> None:
         for code, files in codes_in_source().items()
         if len({file.split("/")[1] for file in files}) > 1 and len(files) > 1
     }
-    # The same finding, made while copying and while streaming.
-    shared.pop("ZC235", None)
     assert shared == {}

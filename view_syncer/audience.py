@@ -133,6 +133,9 @@ class Audience:
         for client in self.admitted():
             client.send([run])
 
+    def tell_one(self, client: Client, frame: bytes) -> None:
+        client.send([wire.text(frame)])
+
     def fail(self, error: ClientFacingError) -> None:
         for client in list(self.clients.values()):
             client.fail(error)

@@ -35,11 +35,11 @@ def got_body(
     for query in added:
         known = record.queries[query]
         if not known.got:
-            known.got = True
+            known.got_at = version
             change.queries.add(query)
             body.got.append(downstream.put_query(query))
     for query in stopped:
-        record.queries[query].got = False
+        record.queries[query].got_at = None
         change.queries.add(query)
         body.got.append(downstream.del_query(query))
     return body

@@ -41,7 +41,8 @@ from view_syncer.group_view import GroupView
 from view_syncer.ivm.encode import ClientTables
 from view_syncer.poke import PokeBody
 from view_syncer.queries import QuerySource
-from view_syncer.schema_check import check_client_schema, client_tables
+from view_syncer.schema_check import client_tables
+from view_syncer.schema_gate import require_schema
 from zerocache.errors import ClientFacingError, QueryError
 from zerocache.protocol import downstream
 from zerocache.protocol.client_schema import ClientSchema
@@ -388,8 +389,8 @@ class ClientGroup:
         self._audience.restart(base)
 
     async def _check_schema(self, schema: ClientSchema) -> None:
-        _, replica_version, replica = await self._services.engine.state()
-        check_client_schema(schema, replica, self._services.internal_schemas)
+        services = self._services
+        replica_version = await require_schema(services.engine, schema, services.internal_schemas)
         self._record.replica_version = replica_version
 
     async def _configure(self, client: Client, message: InitConnection) -> None:

@@ -26,16 +26,19 @@ from view_syncer.fan_out import (
     Group,
     Prepared,
     QueryKey,
+    QueryMeasures,
     Reconciled,
     WorkerAdvance,
 )
 from view_syncer.hydrator import Hydrator
+from view_syncer.intake import Intake
 from view_syncer.ivm.encode import ClientTables
 from view_syncer.ivm.engine import Engine
 from view_syncer.ivm.hydration import HydrationLimits, HydrationRequest
 from view_syncer.ivm.pipeline import Pipeline
 from zerocache.errors import QueryError
 from zerocache.protocol.versions import Watermark
+from zerocache.replica import damage
 from zerocache.replica.auto_index import IndexWish
 from zerocache.replica.schema import ReplicaSchema
 from zerocache.zql.ast import Query
@@ -66,6 +69,7 @@ class EngineHost:
         on_fatal: Callable[[BaseException], None],
         on_wishes: Callable[[list[IndexWish]], None] | None = None,
         limits: HydrationLimits = HydrationLimits(),  # noqa: B008 (immutable)
+        intake: Intake | None = None,
     ) -> None:
         self._path = Path(path)
         self._on_advance = on_advance
@@ -81,9 +85,11 @@ class EngineHost:
         self._held_back = False
         # Before the file is opened: one that is replaced in between then looks replaced.
         self._inode = self._path.stat().st_ino
-        self._engine = Engine(self._path)
+        with damage.reported(self._path):
+            self._engine = Engine(self._path)
         self._fan_out = FanOut()
         self._hydrator = Hydrator(self._path, limits)
+        self._intake = intake or Intake()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -106,34 +112,52 @@ class EngineHost:
 
     @contextlib.asynccontextmanager
     async def prepared(
-        self, client: ClientTables, queries: Mapping[QueryKey, Query]
+        self,
+        group: Group,
+        client: ClientTables,
+        queries: Mapping[QueryKey, Query],
+        *,
+        urgent: bool = False,
     ) -> AsyncIterator[Prepared]:
         """Hydrate those of ``queries`` that nobody runs, on other threads, for a
-        :meth:`reconcile` inside the block. The engine goes on advancing meanwhile."""
+        :meth:`reconcile` inside the block. The engine goes on advancing meanwhile. Only so many
+        blocks are open at a time; ``urgent`` is for whoever has clients that are served."""
+        async with (
+            self._intake.turn(urgent=urgent),
+            self._prepared(group, client, queries) as prepared,
+        ):
+            yield prepared
+
+    @contextlib.asynccontextmanager
+    async def _prepared(
+        self, group: Group, client: ClientTables, queries: Mapping[QueryKey, Query]
+    ) -> AsyncIterator[Prepared]:
         prepared = Prepared()
         try:
             requests = await self._call(lambda e: _requests(e, client, queries, prepared.failed))
-            # Every result is looked at before any failure is raised, so that none is leaked.
-            results = await asyncio.gather(
-                *map(self._hydrator.hydrate, requests.values()), return_exceptions=True
-            )
-            crashes: list[BaseException] = []
-            for key, result in zip(requests, results, strict=True):
-                if isinstance(result, QueryError):
-                    prepared.failed[key] = result
-                elif isinstance(result, apsw.SQLError):
-                    # The schema changed under it. The engine still has the old snapshot, or the
-                    # new schema by now: either way it can hydrate this one itself.
-                    log.info("hydration_outdated", reason=str(result))
-                elif isinstance(result, BaseException):
-                    crashes.append(result)
-                else:
-                    prepared.hydrations.append(result)
-            if crashes:
-                raise crashes[0]
+            hydrating = (self._hydrate(group, key, r, prepared) for key, r in requests.items())
+            # All of them are over before any failure is raised, so that no result is left behind.
+            for failure in await asyncio.gather(*hydrating, return_exceptions=True):
+                if failure is not None:
+                    raise failure
             yield prepared
         finally:
             self._hydrator.release(prepared.hydrations)
+
+    async def _hydrate(
+        self, group: Group, key: QueryKey, request: HydrationRequest, prepared: Prepared
+    ) -> None:
+        try:
+            result = await self._hydrator.hydrate(group, request)
+        except apsw.SQLError as error:
+            # The schema changed under it. The engine still has the old snapshot, or the new
+            # schema by now: either way it can hydrate this one itself.
+            log.info("hydration_outdated", reason=str(error))
+            return
+        if isinstance(result, QueryError):
+            prepared.failed[key] = result
+        else:
+            prepared.hydrations.append(result)
 
     async def reconcile(
         self,
@@ -164,9 +188,15 @@ class EngineHost:
         """Release all queries of a group."""
         await self._call(lambda e: self._fan_out.drop(e, group))
 
-    async def row_counts(self, group: Group) -> dict[QueryKey, int]:
-        """How many rows each running query of a group has."""
-        return await self._call(lambda _: self._fan_out.row_counts(group))
+    async def measures(self, group: Group) -> dict[QueryKey, QueryMeasures]:
+        """Of each running query of a group."""
+        return await self._call(lambda _: self._fan_out.measures(group))
+
+    async def digests(self) -> tuple[list[float], list[float]]:
+        """How long hydrations and advances of queries took, in ms, as protocol digests."""
+        return await self._call(
+            lambda e: (e.hydrations_ms.protocol_value(), e.advances_ms.protocol_value())
+        )
 
     def examine_plans(self) -> None:
         """Look at every running plan again: tables grow, and wishes are forgotten."""
@@ -183,7 +213,8 @@ class EngineHost:
 
         def job() -> None:
             try:
-                result = function(self._engine)
+                with damage.reported(self._path):
+                    result = function(self._engine)
             except Exception as error:
                 self._post(_fail, future, error)
             else:
@@ -200,7 +231,8 @@ class EngineHost:
     def _run(self) -> None:
         try:
             while (job := self._jobs.get()) is not None:
-                job()
+                with damage.reported(self._path):
+                    job()
         except BaseException as error:
             # An advance that failed half-way leaves pipelines between two versions.
             self._post(self._on_fatal, error)

@@ -81,6 +81,16 @@ class Prepared:
     failed: dict[QueryKey, QueryError] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class QueryMeasures:
+    """What is known of a running query. ``advances_ms`` is a digest in its protocol form, None if
+    the query has not been advanced yet; groups that share a pipeline share its figures."""
+
+    row_count: int
+    hydration_ms: float
+    advances_ms: list[float] | None
+
+
 class Group(Protocol):
     """What the host needs of a client group: identity only."""
 
@@ -235,10 +245,10 @@ class FanOut:
         for key, subscription in [*queries.client.items(), *queries.internal.items()]:
             self._leave(engine, group, key, subscription)
 
-    def row_counts(self, group: Group) -> dict[QueryKey, int]:
+    def measures(self, group: Group) -> dict[QueryKey, QueryMeasures]:
         queries = self._groups.get(group)
         running = {} if queries is None else queries.client
-        return {key: s.pipeline.row_count() for key, s in running.items()}
+        return {key: _measures(s.pipeline) for key, s in running.items()}
 
     def _join(
         self, engine: Engine, group: Group, key: QueryKey, query: Query, client: ClientTables
@@ -272,6 +282,15 @@ def _stays(pipeline: Pipeline, table: str, rowid: int, advance: Advance) -> bool
         return False
     delta = advance.deltas.get(pipeline, {}).get(table)
     return delta is None or rowid not in delta.entered
+
+
+def _measures(pipeline: Pipeline) -> QueryMeasures:
+    digest = pipeline.advances_ms
+    return QueryMeasures(
+        pipeline.row_count(),
+        pipeline.hydration_s * 1000,
+        None if digest is None else digest.protocol_value(),
+    )
 
 
 def _union(pipelines: Iterable[Pipeline]) -> dict[str, set[int]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, Protocol
 
 import apsw
@@ -22,6 +22,8 @@ from view_syncer.client_group import ClientGroup
 from view_syncer.context import ConnectionContext
 from view_syncer.cvr.record import Desire, GroupRecord, QueryHash, QueryRecord
 from view_syncer.engine_host import EngineHost
+from view_syncer.fan_out import QueryMeasures
+from view_syncer.ivm.digest import COMPRESSION
 from view_syncer.queries import QuerySource
 from zerocache import __version__
 from zerocache.config import Config
@@ -33,7 +35,7 @@ from zerocache.zql.permissions import unreadable_tables
 
 log = structlog.get_logger(__name__)
 
-EMPTY_DIGEST: Final = (1000,)
+EMPTY_DIGEST: Final = (COMPRESSION,)
 """A t-digest without samples: its compression alone."""
 _FIRST_WITH_HYDRATION_MS = 51
 _ANALYZED = "analyzed"
@@ -92,16 +94,15 @@ class Inspector:
             case "version":
                 return self._config.server_version or __version__
             case "metrics":
-                return _metrics()
+                return _digests(*await self._engine.digests())
             case "queries":
                 return await self._rows(asking, message.client_id)
             case _:
                 return await self._analysis(asking, message)
 
     async def _rows(self, asking: Asking, client_id: str | None) -> list[dict[str, Any]]:
-        counts = await self._engine.row_counts(asking.group)
+        measures = await self._engine.measures(asking.group)
         facts = asking.group.inspected()
-        metrics = _query_metrics(asking.version)
         return [
             {
                 "clientID": owner,
@@ -111,8 +112,8 @@ class Inspector:
                 "deleted": not desire.active,
                 "ttl": desire.ttl_ms,
                 "inactivatedAt": desire.inactivated_at_ms,
-                "rowCount": counts.get(query_hash, 0),
-                "metrics": metrics,
+                "rowCount": measures[query_hash].row_count if query_hash in measures else 0,
+                "metrics": _query_metrics(measures.get(query_hash), asking.version),
             }
             for owner, query_hash, desire in _desires(facts.record, facts.ttl_now_ms)
             if client_id in (None, owner)
@@ -180,14 +181,18 @@ def _definition(query: QueryRecord, running: bytes | None) -> dict[str, Any]:
     }
 
 
-def _metrics() -> dict[str, Any]:
-    return {
-        "query-materialization-server": EMPTY_DIGEST,
-        "query-update-server": EMPTY_DIGEST,
-    }
+def _digests(hydrations: Sequence[float], advances: Sequence[float]) -> dict[str, Any]:
+    return {"query-materialization-server": hydrations, "query-update-server": advances}
 
 
-def _query_metrics(version: int) -> dict[str, Any]:
+def _query_metrics(measures: QueryMeasures | None, version: int) -> dict[str, Any]:
+    """Of one query; of one that does not run nothing is known."""
+    hydration_ms = None if measures is None else measures.hydration_ms
+    advances = None if measures is None else measures.advances_ms
     if version < _FIRST_WITH_HYDRATION_MS:
-        return _metrics()
-    return {"query-update-server": EMPTY_DIGEST}
+        hydrations = EMPTY_DIGEST if hydration_ms is None else (*EMPTY_DIGEST, hydration_ms, 1)
+        return _digests(hydrations, advances or EMPTY_DIGEST)
+    metrics: dict[str, Any] = {"query-update-server": advances or EMPTY_DIGEST}
+    if hydration_ms is not None:
+        metrics["query-hydration-server-ms"] = hydration_ms
+    return metrics

@@ -26,7 +26,7 @@ def report_rejected(
             if (client.client_id, query) in record.desires
         ]
         if errors:
-            client.send([downstream.transform_error(errors, client.version)])
+            audience.tell_one(client, downstream.transform_error(errors, client.version))
 
 
 def report_failed(

@@ -22,13 +22,14 @@ from view_syncer.auth import Auth, Authenticator
 from view_syncer.client_group import ClientGroup, Services
 from view_syncer.connection import Connection, Peer, serve
 from view_syncer.context import ConnectionContext
-from view_syncer.cvr.postgres import PostgresRecordStore
+from view_syncer.cvr.postgres import PostgresStore
 from view_syncer.engine_host import EngineHost
 from view_syncer.fan_out import GroupUpdate, WorkerAdvance
 from view_syncer.inspector import Inspector
+from view_syncer.intake import Intake
 from view_syncer.ivm.hydration import HydrationLimits
 from view_syncer.maintenance import Intervals, Maintenance
-from view_syncer.mutations import GroupPushes
+from view_syncer.mutations import GroupPushes, Writes
 from view_syncer.poke import PokeBody
 from view_syncer.queries import QuerySource
 from view_syncer.transform import QueryTransformer
@@ -82,7 +83,7 @@ class Worker:
         self._authenticator = Authenticator(
             config.auth, endpoints=query.enabled and self._mutate.enabled
         )
-        self._store = PostgresRecordStore(
+        self._store = PostgresStore(
             config.cvr.db,
             config.cvr_schema,
             max_connections=max(1, config.cvr.max_conns // max(1, config.num_sync_workers)),
@@ -93,14 +94,17 @@ class Worker:
         )
         self._index_requests = IndexRequester(version_socket.with_name(index_requests.SOCKET_NAME))
         wanted = config.auto_indexes and config.auto_index_max > 0
+        self._intake = Intake()
         self._engine = EngineHost(
             config.replica.file,
             self._on_advance,
             self._on_fatal,
             self._index_requests.ask if wanted else None,
             HydrationLimits(config.max_rows_per_query, config.max_hydration_seconds),
+            self._intake,
         )
         self._engine.start()
+        self._writes = Writes.make(config, self._engine, self._queries)
         self._inspector = Inspector(config, self._engine, self._queries)
         self._services = Services(
             engine=self._engine,
@@ -115,6 +119,7 @@ class Worker:
         self._spawn(self._examine_plans())
         self._spawn(self._maintenance().run())
         self._spawn(self._keep_alive())
+        self._spawn(self._intake.run())
 
     async def stop(self) -> None:
         """Close every connection, finish what was accepted, release everything."""
@@ -138,6 +143,7 @@ class Worker:
         await self._index_requests.close()
         await self._store.close()
         await self._authenticator.close()
+        await self._writes.close()
         await self._session.close()
 
     def _maintenance(self) -> Maintenance:
@@ -197,6 +203,9 @@ class Worker:
             handle.cancel()
         return group
 
+    def check_load(self) -> None:
+        self._intake.check()
+
     def joined(self, connection: Connection) -> None:
         self._live.add(connection)
 
@@ -230,7 +239,7 @@ class Worker:
     def _pushes_of(self, group: ClientGroup) -> GroupPushes:
         pushes = self._pushes.get(group)
         if pushes is None:
-            pushes = self._pushes[group] = GroupPushes(group, self._api, self._mutate)
+            pushes = self._pushes[group] = GroupPushes(group, self._api, self._mutate, self._writes)
         return pushes
 
     def _clean_up_deleted(

@@ -109,6 +109,10 @@ class Client:
                 raise DriverError(f"the local store never {what}: {rows}")
             time.sleep(0.02)
 
+    def inspect(self, what: str, *args: Any) -> Any:
+        """What the client's inspector says; see ``inspect`` in driver.mjs."""
+        return self.driver.command("inspect", client=self.name, what=what, args=list(args))
+
     def mutate(self, name: str, **args: Any) -> Mutation:
         tag = f"{name}-{uuid.uuid4().hex[:6]}"
         self.driver.command("mutate", client=self.name, tag=tag, name=name, args=args)

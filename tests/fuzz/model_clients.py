@@ -23,7 +23,7 @@ _RETRY_S = 0.1
 _CONNECT_TIMEOUT_S = 60.0
 # Everything else makes the stock client drop its data or stop.
 _RETRIED_KINDS = frozenset({"Rehome", "Rebalance"})
-# Only while the database is cut off now and then.
+# Only where a plan has a reason for it.
 _OVERLOADED = "ServerOverloaded"
 _SAVED = 6
 

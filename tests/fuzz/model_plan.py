@@ -64,6 +64,12 @@ class Plan:
         """Whether connections to the database are cut, which the node then reports."""
         return any(action[0].startswith("cut_") for action in self.actions)
 
+    @property
+    def may_overload(self) -> bool:
+        """Whether the server may send clients away for a moment: it has to copy a column again
+        that changed its type, or cannot reach its database."""
+        return self.has_cuts or any(action[0] == "ddl" for action in self.actions)
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -115,4 +121,6 @@ def _names(choose: random.Random, allowed: Choice) -> list[str]:
         names += ["kill_worker"] * 2 + ["kill_replicator", "kill_node", "restart"]
         if choose.random() < 0.25:
             names += ["cut_store"] * 3 + ["cut_all"]
+    if choose.random() < 0.3:
+        names += ["ddl"] * 4
     return names

@@ -140,7 +140,7 @@ class Episode:
         version = (51, 52, 51, 45)[number % 4]
         tab = Tab(
             self._server.urls, group, state, version, self._on_seen, self._on_broken,
-            overload=self._plan.has_cuts,
+            overload=self._plan.may_overload,
         )  # fmt: skip
         tab.wanted = {"beat"}
         names = sorted(group.queries)
@@ -171,6 +171,8 @@ class Episode:
             group = self._groups[numbers[0] % len(self._groups)]
             if name == "write":
                 self._writes.put_nowait((seed, (1, 1, 2, 3, 8, 25)[numbers[1] % 6]))
+            elif name == "ddl":
+                self._writes.put_nowait((f"ddl/{seed}", 1))
             elif name == "quiet":
                 await self._quiet()
             elif name.startswith(("kill_", "cut_", "restart")):
@@ -275,8 +277,7 @@ class Episode:
         while True:
             seed, transactions = await self._writes.get()
             for i in range(transactions):
-                wide = seed.startswith("flood/")
-                statements = world.wide(i) if wide else world.transaction(f"{seed}/{i}")
+                statements = _statements(seed, i)
                 group = self._groups[len(seed) % len(self._groups)]
                 mutation = (group.id, group.tabs[0].id) if i % 3 == 0 else None
                 beat = await asyncio.to_thread(self._upstream.write, statements, mutation)
@@ -380,6 +381,14 @@ class Episode:
         expired = {h for h, q in group.queries.items() if q.ttl_ms is not None and q.ttl_ms < 1000}
         late = (state.got & expired) - needed - group.doubtful
         return f"not expired: {sorted(late)}" if late else None
+
+
+def _statements(seed: str, number: int) -> list[str]:
+    if seed.startswith("flood/"):
+        return world.wide(number)
+    if seed.startswith("ddl/"):
+        return world.schema_change(seed)
+    return world.transaction(f"{seed}/{number}")
 
 
 def _plain(query: ast.Query) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from zerocache.zql.postgres_types import PostgresTable
 
 Rows = dict[tuple[str, tuple[Any, ...]], dict[str, Any]]
 _SNAPSHOTS = 40
+_LOCKING = ("TRUNCATE", "ALTER", "DROP", "CREATE")
 
 
 @dataclass
@@ -75,7 +76,8 @@ class Upstream:
 
     @staticmethod
     def _reader(url: str) -> psycopg.Connection[Any]:
-        connection = psycopg.connect(url)
+        # Columns may change their types, which prepared statements do not survive.
+        connection = psycopg.connect(url, prepare_threshold=None)
         connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         connection.read_only = True
         return connection
@@ -96,7 +98,7 @@ class Upstream:
 
     def write(self, statements: list[str], mutation: tuple[str, str] | None = None) -> int:
         """One transaction; ``mutation`` is (group, client) whose next mutation it is. Its beat."""
-        if any(s.startswith("TRUNCATE") for s in statements):
+        if any(s.startswith(_LOCKING) for s in statements):
             self._give_up_all()
         beat = self.beat + 1
         with self._db.transaction():
@@ -132,7 +134,7 @@ class Upstream:
             )
 
     def _give_up_all(self) -> None:
-        """TRUNCATE waits for all readers, and empties the table in older snapshots too."""
+        """Such statements wait for all readers, and TRUNCATE changes older snapshots too."""
         for snapshot in self._ring:
             with snapshot.lock:
                 snapshot.give_up()

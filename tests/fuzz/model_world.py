@@ -107,6 +107,30 @@ def transaction(seed: str) -> list[str]:
     return [s for _ in range(choose.choice([1, 1, 2, 4, 10])) for s in _small(choose)]
 
 
+def schema_change(seed: str) -> list[str]:
+    """One change of the tables that no client's schema notices, with or without rows beside it."""
+    choose = random.Random(seed)
+    table, text = choose.choice(["node", "item", "link", "pair"]), _text(choose)
+    index = f"extra_{choose.randrange(3)}"
+    kind = choose.choice(["int", "bigint"])
+    statement = choose.choice(
+        [
+            f"ALTER TABLE {table} ADD COLUMN IF NOT EXISTS extra int DEFAULT {choose.randrange(9)}",
+            f"ALTER TABLE {table} ADD COLUMN IF NOT EXISTS more text",
+            f"ALTER TABLE {table} DROP COLUMN IF EXISTS extra",
+            f"ALTER TABLE {table} DROP COLUMN IF EXISTS more",
+            f"ALTER TABLE item ALTER COLUMN k TYPE {kind}",
+            f"ALTER TABLE pair ALTER COLUMN v SET DEFAULT {text}",
+            "CREATE TABLE IF NOT EXISTS other (id int PRIMARY KEY, t text)",
+            "DROP TABLE IF EXISTS other",
+            f"CREATE INDEX IF NOT EXISTS {index} ON item (k, s)",
+            f"DROP INDEX IF EXISTS {index}",
+        ]
+    )
+    beside = [s for _ in range(choose.choice([0, 0, 2])) for s in _small(choose)]
+    return [*beside, statement] if choose.random() < 0.5 else [statement, *beside]
+
+
 def wide(number: int) -> list[str]:
     """One of a series that sends much to whoever asks for nodes; the last leaves little behind."""
     size = 60_000 if number < 7 else 1

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zerocache.replica.copy_text import decode_columns, parse_rows
+from zerocache.replica.copy_text import decode_rows
 
 ESCAPES = {
     "\\": "\\\\",
@@ -30,33 +30,37 @@ def encode(rows: list[list[str | None]]) -> bytes:
     return "".join("\t".join(map(field, row)) + "\n" for row in rows).encode()
 
 
+def _texts(data: bytes, width: int) -> list[list[Any]]:
+    return [list(row) for row in decode_rows(data, [None] * width)]
+
+
 @given(st.lists(st.lists(fields, min_size=3, max_size=3), min_size=1))
 def test_rows_survive_escaping(rows: list[list[str | None]]) -> None:
-    assert parse_rows(encode(rows)[:-1]) == rows
+    assert _texts(encode(rows)[:-1], 3) == rows
 
 
 def test_one_column_tables_keep_empty_strings() -> None:
-    assert parse_rows(b"\n\n\\N") == [[""], [""], [None]]
+    assert _texts(b"\n\n\\N", 1) == [[""], [""], [None]]
 
 
 def test_json_escape_of_nul_stays_json_text() -> None:
-    assert parse_rows(b'{"a":"\\\\u0000"}') == [['{"a":"\\u0000"}']]
+    assert _texts(b'{"a":"\\\\u0000"}', 1) == [['{"a":"\\u0000"}']]
 
 
 def test_columns_are_decoded_except_nulls() -> None:
-    rows: list[list[str | None]] = [["1", "a", None], ["2", None, "3"]]
-    assert list(decode_columns(rows, [int, None, int])) == [(1, "a", None), (2, None, 3)]
-    assert list(decode_columns([["1"], ["2"]], [int])) == [(1,), (2,)]
-    assert list(decode_columns([], [int])) == []
+    rows = list(decode_rows(b"1\ta\t\\N\n2\t\\N\t3", [int, None, int]))
+    assert rows == [(1, "a", None), (2, None, 3)]
+    assert list(decode_rows(b"1\n2", [int])) == [(1,), (2,)]
 
 
 def test_rows_of_a_table_without_columns() -> None:
-    assert list(decode_columns(parse_rows(b"\n"), [])) == [(), ()]
+    assert list(decode_rows(b"\n", [])) == [(), ()]
 
 
-def test_rows_with_a_missing_field_are_refused() -> None:
-    with pytest.raises(ValueError):
-        list(decode_columns([["1", "2"], ["3"]], [int, int]))
+@pytest.mark.parametrize("data", [b"1\t2\n3", b"1\t2\n3\t4\t5", b"1", b""])
+def test_rows_with_another_number_of_fields_are_refused(data: bytes) -> None:
+    with pytest.raises(ValueError, match="fields"):
+        list(decode_rows(data, [None, None]))
 
 
 def test_copy_of_a_real_server(database: str) -> None:
@@ -70,6 +74,6 @@ def test_copy_of_a_real_server(database: str) -> None:
             with connection.cursor() as cursor:
                 cursor.executemany("INSERT INTO t (a, b) VALUES (%s, %s)", rows)
                 with cursor.copy("COPY (SELECT a, b FROM t ORDER BY n) TO STDOUT") as copy:
-                    assert list(map(tuple, parse_rows(b"".join(copy)[:-1]))) == rows
+                    assert list(decode_rows(b"".join(copy)[:-1], [None, None])) == rows
 
         check()

@@ -45,3 +45,17 @@ def test_equality_condition_uses_an_index() -> None:
     sql = f"EXPLAIN QUERY PLAN SELECT * FROM t WHERE {equals_all(['a', 'b'])}"  # noqa: S608
     plan = connection.execute(sql, (1, 2)).fetchall()
     assert "INDEX i (a=? AND b=?)" in str(plan[0][3])
+
+
+def test_a_condition_on_2000_columns_is_not_too_deep() -> None:
+    connection = apsw.Connection(":memory:")
+    names = [f"c{i}" for i in range(1_999)]
+    connection.execute(f"CREATE TABLE t ({quote_all(names)})")
+    insert = f"INSERT INTO t VALUES ({placeholders(1_999)})"  # noqa: S608 - question marks
+    connection.execute(insert, [*range(1_998), None])
+    select = f"SELECT count(*) FROM t WHERE {equals_all(names)}"  # noqa: S608 - quoted
+    assert connection.execute(select, [*range(1_998), None]).fetchall() == [(1,)]
+    for at in (0, 1_000, 1_998):
+        values: list[int | None] = [*range(1_998), None]
+        values[at] = -1
+        assert connection.execute(select, values).fetchall() == [(0,)]

@@ -4,7 +4,7 @@ import psycopg
 import pytest
 
 from tests.replica.tables import column
-from zerocache.replica.copy_text import decode_columns, parse_rows
+from zerocache.replica.copy_text import decode_rows
 from zerocache.replica.types import (
     UNCHANGED,
     client_type,
@@ -129,8 +129,8 @@ def test_every_type_of_a_real_server_through_copy(database: str) -> None:
         cursor.execute(f"CREATE TABLE t ({columns})".encode())
         cursor.execute(f"INSERT INTO t VALUES ({literals})".encode())  # noqa: S608
         with cursor.copy("COPY t TO STDOUT") as copy:
-            rows = parse_rows(b"".join(copy)[:-1])
+            lines = b"".join(copy)[:-1]
     decoders = [text_decoder(kind, False, kind.endswith("[]")) for kind, _, _ in VALUES]
-    (stored,) = decode_columns(rows, decoders)
+    (stored,) = decode_rows(lines, decoders)
     assert list(stored) == [value for _, _, value in VALUES]
     assert [type(value) for value in stored] == [type(value) for _, _, value in VALUES]

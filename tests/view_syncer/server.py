@@ -158,7 +158,7 @@ class Replica:
 
     def write(self, *steps: Callable[[ReplicaWriter], None]) -> str:
         """One upstream transaction; returns its version."""
-        version = lexi_encode(lexi_decode(self.version) + 1)
+        version = lexi_encode(lexi_decode(self.version.partition(".")[0]) + 1)
         self.writer.begin_transaction(version)
         for step in steps:
             step(self.writer)

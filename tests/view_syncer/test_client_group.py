@@ -693,8 +693,8 @@ async def test_reset_while_a_query_hydrates_beside_the_engine(
     prepare = engine.prepared
 
     @asynccontextmanager
-    async def prepared(*args: Any) -> AsyncIterator[Any]:
-        async with prepare(*args) as ready:
+    async def prepared(*args: Any, **options: Any) -> AsyncIterator[Any]:
+        async with prepare(*args, **options) as ready:
             monkeypatch.undo()
             group.invalidate()
             await engine.drop(group)
@@ -874,7 +874,9 @@ async def test_replica_of_an_older_generation_does_not_know_the_group(
 
     async with await psycopg.AsyncConnection.connect(database) as db:
         await db.execute(
-            sql.SQL('UPDATE {}.groups SET "replicaVersion" = %s').format(sql.Identifier(schema)),
+            sql.SQL('UPDATE {}.view_groups SET "replicaVersion" = %s').format(
+                sql.Identifier(schema)
+            ),
             ("0z",),
         )
     async with serving(replica, server.config) as restarted:

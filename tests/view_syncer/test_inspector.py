@@ -22,6 +22,7 @@ from tests.view_syncer.server import (
     put_task,
     server_config,
     serving,
+    task_where,
 )
 from view_syncer.ivm.advice import SCAN_ROWS
 from zerocache.protocol.downstream import encode
@@ -123,10 +124,27 @@ async def test_in_development_everybody_may_ask(serve: Serve) -> None:
         assert await ask(client, "version") == ("version", "9.9")
 
 
-async def test_metrics_are_digests(server: Server) -> None:
-    client = await authenticated(server)
-    names = ("query-materialization-server", "query-update-server")
-    assert await ask(client, "metrics") == ("metrics", dict.fromkeys(names, EMPTY))
+async def test_metrics_are_digests_of_all_queries(server: Server) -> None:
+    client = await authenticated(server, ALL_TASKS, ALL_TAGS)
+    op, before = await ask(client, "metrics")
+    assert op == "metrics"
+    assert set(before) == {"query-materialization-server", "query-update-server"}
+    for number in range(3):
+        await client.wait_cookie(server.replica.write(put_task(f"new{number}")))
+    client.change_queries(put=[task_where(n=1)])
+    await client.wait_got(task_where(n=1))
+    _, after = await ask(client, "metrics")
+    hydrated = "query-materialization-server"
+    assert samples(after[hydrated]) == samples(before[hydrated]) + 1
+    assert samples(after["query-update-server"]) >= samples(before["query-update-server"]) + 3
+
+
+def samples(digest: list[float]) -> int:
+    """How many measurements a digest holds; each of them a time."""
+    compression, *numbers = digest
+    assert compression == 1000
+    assert all(mean >= 0 for mean in numbers[::2])
+    return round(sum(numbers[1::2]))
 
 
 async def test_queries_are_listed_by_client_and_query(server: Server) -> None:
@@ -146,20 +164,19 @@ async def test_queries_are_listed_by_client_and_query(server: Server) -> None:
     assert [row["clientID"] for row in of_second] == ["c2"]
 
 
-@pytest.mark.parametrize(
-    ("version", "members"),
-    [
-        (50, {"query-materialization-server", "query-update-server"}),
-        (51, {"query-update-server"}),
-    ],
-)
-async def test_metrics_of_a_query_have_the_shape_of_the_clients_version(
-    server: Server, version: int, members: set[str]
-) -> None:
+async def test_metrics_of_a_query_have_the_shape_of_the_clients_version(server: Server) -> None:
     """sync-protocol.md §10 #66"""
-    client = await authenticated(server, ALL_TASKS, version=version)
-    _, (row,) = await ask(client, "queries")
-    assert row["metrics"] == dict.fromkeys(members, EMPTY)
+    new = await authenticated(server, ALL_TASKS, version=51)
+    old = await authenticated(server, version=50)
+    _, (row,) = await ask(new, "queries")
+    assert set(row["metrics"]) == {"query-hydration-server-ms", "query-update-server"}
+    assert row["metrics"]["query-hydration-server-ms"] > 0
+    assert row["metrics"]["query-update-server"] == EMPTY
+    await new.wait_cookie(server.replica.write(put_task("new")))
+    _, (row,) = await ask(old, "queries")
+    assert set(row["metrics"]) == {"query-materialization-server", "query-update-server"}
+    assert samples(row["metrics"]["query-materialization-server"]) == 1
+    assert samples(row["metrics"]["query-update-server"]) == 1
 
 
 async def test_an_inactive_query_is_listed_until_it_expires(server: Server) -> None:

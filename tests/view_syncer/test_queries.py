@@ -16,8 +16,10 @@ from tests.view_syncer.server import (
     Replica,
     Server,
     TestClient,
+    cookies,
     edit_task,
     got_ops,
+    row_ops,
     server_config,
     serving,
 )
@@ -100,13 +102,7 @@ async def test_rows_of_a_query_that_means_something_else_after_a_restart_are_exa
 ) -> None:
     first = await asking.connected(GOOD)
     first.close()
-    where = {
-        "type": "simple",
-        "op": "=",
-        "left": {"type": "column", "name": "id"},
-        "right": {"type": "literal", "value": "b"},
-    }
-    application.default = answer({**GOOD_ANSWER, "ast": {"table": "task", "where": where}})
+    application.default = answer({**GOOD_ANSWER, "ast": ast_of_task("b")})
     async with serving(asking.replica, asking.config) as restarted:
         again = restarted.client(client_id=first.client_id, state=first.state)
         await again.connect()
@@ -169,6 +165,46 @@ async def test_failed_transformation_ends_who_asked_and_spares_the_rest(
     version = asking.replica.write(edit_task("a", title="A2"))
     await watcher.wait_cookie(version)
     assert watcher.failure is None
+
+
+async def test_only_another_token_asks_the_application_again(
+    application: Application, database: str, app_id: str, replica: Replica
+) -> None:
+    """sync-protocol.md §10 #57, #53"""
+    application.default = answer(GOOD_ANSWER)
+    url = {"url": [application.url()]}
+    config = server_config(database, app_id, replica.path, query=url, mutate=url)
+    async with serving(replica, config) as server:
+        client = await server.connected(GOOD, user_id="u", auth_token="first")
+        before, asked = client.state.cookie, len(application.requests)
+        client.send("updateAuth", {"auth": "first"})
+        client.send("ping", {})
+        await client.wait_message("pong")
+        assert len(application.requests) == asked
+        only_b = {**GOOD_ANSWER, "ast": ast_of_task("b")}
+        application.default = answer(only_b)
+        client.send("updateAuth", {"auth": "second"})
+        await client.wait_for(lambda: set(client.titles) == {"b"})
+        tokens = {r.headers["Authorization"] for r in application.requests[asked:]}
+        assert tokens == {"Bearer second"}
+        # The rows' difference under a new version; the query was and stays complete.
+        assert cookies(client)[-1] == (before, f"{before}:01")
+        assert sorted(row_ops(client.pokes[-1])) == [("del", "a"), ("del", "c")]
+        assert got_ops(client.pokes[-1]) == []
+        client.send("updateAuth", {"auth": ""})
+        assert (await failure(client)).kind == "Unauthorized"
+
+
+def ast_of_task(id: str) -> dict[str, Any]:
+    return {
+        "table": "task",
+        "where": {
+            "type": "simple",
+            "op": "=",
+            "left": {"type": "column", "name": "id"},
+            "right": {"type": "literal", "value": id},
+        },
+    }
 
 
 async def test_equal_queries_under_two_hashes_each_have_their_own_life(server: Server) -> None:

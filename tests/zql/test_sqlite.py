@@ -13,6 +13,7 @@ import pytest
 
 from tests.view_syncer.ivm.naive import Naive, compare
 from view_syncer.ivm.encode import register_functions
+from zerocache.replica.planner_statistics import ASSUMED_ROWS
 from zerocache.replica.schema import ReplicaColumn, ReplicaTable
 from zerocache.replica.sql import quote, quote_all
 from zerocache.zql import ast, sqlite
@@ -283,6 +284,8 @@ def test_candidates_are_only_the_rows_asked_for(family: Database) -> None:
     sql = sqlite.candidate_rows(node, ["p", "v"])
     rows = family.run(sql, params, rows=apsw.carray(array("q", [1, 2, 5, 77])))
     assert rows == [(2, "a", 6)]
+    sql = sqlite.candidate_row(node, ["p", "v"])
+    assert [family.run(sql, params, row=row) for row in (1, 2, 77)] == [[], [(2, "a", 6)], []]
 
 
 @pytest.mark.parametrize(
@@ -331,6 +334,41 @@ def test_windows_of_partitions_do_not_depend_on_the_way_they_are_found(
         found = family.run(sql, params, parts=_partitions(values), limit=limit)
         assert len(found) == len(expected)
         assert set(found) == expected
+
+
+_STATISTICS = {
+    "none": (),
+    "a small table": (f"{ASSUMED_ROWS} 1", f"{ASSUMED_ROWS} 1", f"{ASSUMED_ROWS} 1 1"),
+    "partitions as large as the table": ("90000 90000", "90000 1", "90000 90000 90000"),
+}
+
+
+@pytest.mark.parametrize("statistics", _STATISTICS.values(), ids=_STATISTICS.keys())
+@pytest.mark.parametrize(
+    ("indexes", "expected"),
+    [(["p", "v"], "child_p (p=?)"), (["p", "v", "p, v"], "child_p_v (p=?)")],
+)
+def test_windows_of_partitions_are_walks_whatever_the_statistics_say(
+    statistics: tuple[str, ...], indexes: list[str], expected: str
+) -> None:
+    rows: list[Row] = [{"id": 1, "p": "a", "v": 1}]
+    database = Database(child=({"id": "number", "p": "string", "v": "number"}, ("id",), rows))
+    names = {columns: "child_" + columns.replace(", ", "_") for columns in indexes}
+    for columns, name in names.items():
+        database.db.execute(f"CREATE INDEX {name} ON child ({columns})")
+    database.db.execute("ANALYZE; DELETE FROM sqlite_stat1; DELETE FROM sqlite_stat4")
+    for name, figures in zip(names.values(), statistics, strict=False):
+        stat = (name, figures)
+        database.db.execute("INSERT INTO sqlite_stat1 VALUES ('child', ?, ?)", stat)
+    database.db.execute("ANALYZE sqlite_schema")
+    node, params = _node(database, order_by=[("v", "asc")])
+    sql = sqlite.window_rows_of_partitions(node, ["p"], ["p"], indexed=True)
+    inputs = {**dict(params), "parts": '["a"]', "limit": 1}
+    steps = [step[3] for step in database.db.execute(f"EXPLAIN QUERY PLAN {sql}", inputs)]
+    scans = [step.split(" VIRTUAL")[0] for step in steps if step.startswith("SCAN")]
+    assert scans == ["SCAN p", "SCAN j", "SCAN (subquery-1)"]
+    searches = [step.split("USING ", 1)[1] for step in steps if step.startswith("SEARCH")]
+    assert searches == [f"INDEX {expected}", "INTEGER PRIMARY KEY (rowid=?)"]
 
 
 @pytest.mark.parametrize("number", [0.1 + 0.2, 1e300, 5e-324, 2**53 - 1, -1.5])

@@ -1,233 +1,300 @@
-"""Group records in PostgreSQL (``ZERO_CVR_DB``), schema ``{app}_{shard}/cvr``.
+"""View records in PostgreSQL (``ZERO_CVR_DB``), schema ``{app}_{shard}/cvr``.
 
-Owns the tables and what a database failure means to the callers: :class:`StoreUnavailable`, after
-which nothing is known of what was written. Never hands out a record that was half written.
+Owns the connections and what a database failure means to the callers: :class:`StoreUnavailable`,
+after which nothing is known of what was written. Everything is one statement, hence one
+transaction and one round trip; a record is never seen half written. Loads and saves that come
+while others are under way go together: a wave of reconnecting groups costs the database a few
+statements, not some per group.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
-from importlib.resources import files
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
 import psycopg
 from psycopg import AsyncConnection, sql
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
-from view_syncer.cvr.record import ConfigChange, Desire, GroupRecord, QueryRecord
-from view_syncer.cvr.store import ConcurrentModification, StoreUnavailable
-from zerocache.errors import ConfigurationError
-from zerocache.protocol.client_schema import ClientSchema
+from view_syncer.batches import Batches
+from view_syncer.cvr.postgres_tables import migrate
+from view_syncer.cvr.record import ConfigChange, GroupRecord
+from view_syncer.cvr.rows import DesireRow, GroupRow, QueryRow, Save, record_of, save_of
+from view_syncer.cvr.statements import statement
+from view_syncer.cvr.store import (
+    Checkpoint,
+    ConcurrentModification,
+    Delta,
+    StoredFacts,
+    StoreUnavailable,
+    UnitFacts,
+    UnitWrite,
+)
+from zerocache.errors import ClientFacingError
 from zerocache.protocol.versions import ViewVersion, Watermark
 
 _Connection = AsyncConnection[TupleRow]
+T = TypeVar("T")
+R = TypeVar("R")
+
+BATCHES_AT_ONCE = 2
+"""One is prepared here while the database works on the other."""
+MAX_BATCH = 100
 
 
-class PostgresRecordStore:
-    """A :class:`~view_syncer.cvr.store.RecordStore` over a small connection pool."""
+class PostgresStore:
+    """A :class:`~view_syncer.cvr.store.RecordStore` and
+    :class:`~view_syncer.cvr.store.FactStore` over one small pool of connections."""
 
-    def __init__(self, url: str, schema: str, *, max_connections: int) -> None:
-        self._schema = sql.Identifier(schema)
-        self._lock_name = f"migrate-schema:{schema}"
+    def __init__(
+        self,
+        url: str,
+        schema: str,
+        *,
+        max_connections: int,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._schema = schema
+        self._clock = clock
         self._pool: AsyncConnectionPool[_Connection] = AsyncConnectionPool(
             url,
             min_size=1,
             max_size=max(1, max_connections),
             max_idle=60,
-            kwargs={"application_name": "zero-cvr"},
+            kwargs={"application_name": "zero-cvr", "autocommit": True},
             open=False,
         )
+        lanes = min(BATCHES_AT_ONCE, max(1, max_connections))
+        self._loads = Batches(self._load_many, key=str, lanes=lanes, max_items=MAX_BATCH)
+        self._saves = Batches(self._save_many, key=_group_of, lanes=lanes, max_items=MAX_BATCH)
+        self._touches = Batches(self._touch_many, key=_first, lanes=1, max_items=MAX_BATCH)
+        self._prepare_statements()
+
+    def _prepare_statements(self) -> None:
+        name = sql.Identifier(self._schema)
+        self._load_sql = statement("postgres_sql", "load", schema=name)
+        self._save_sql = statement("postgres_sql", "save", schema=name)
+        self._touch_sql = statement("postgres_sql", "touch", schema=name)
+        self._start_sql, self._continue_sql = (
+            statement(
+                "postgres_sql",
+                "write_facts",
+                schema=name,
+                author=statement("postgres_sql", author, schema=name),
+            )
+            for author in ("start_author", "continue_author")
+        )
+        self._read_sql = statement("postgres_sql", "read_facts", schema=name)
+        self._drop_sql = statement("postgres_sql", "drop_facts", schema=name)
+        # Authors that wrote through this object: one that is not there any more was forgotten.
+        self._authors: set[str] = set()
 
     async def open(self) -> None:
         await self._pool.open(wait=True, timeout=30)
-        try:
-            await self._create_tables()
-        except psycopg.errors.InsufficientPrivilege as error:
-            raise ConfigurationError(
-                f"The user of ZERO_CVR_DB may not create the tables it needs: {error}. Grant it "
-                "CREATE on the database, or set ZERO_CVR_DB to one where it has that right."
-            ) from error
-
-    async def _create_tables(self) -> None:
-        ddl = files("view_syncer.cvr").joinpath("schema.sql").read_text()
         async with self._pool.connection() as db:
-            await db.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", (self._lock_name,))
-            await db.execute(self._sql("CREATE SCHEMA IF NOT EXISTS {schema}"))
-            for statement in ddl.split(";"):
-                if statement.strip():
-                    await db.execute(self._sql(statement))
+            await migrate(db, self._schema)
 
     async def close(self) -> None:
+        await self._saves.join()
+        await self._touches.join()
         await self._pool.close()
 
+    # -- records -------------------------------------------------------------------------------
+
     async def load(self, group_id: str) -> GroupRecord:
-        record = GroupRecord(group_id)
-        async with self._connection() as db:
-            # One statement, hence one snapshot: a concurrent save is seen whole or not at all.
-            cursor = await db.execute(self._sql(_LOAD), {"group": group_id})
-            row = await cursor.fetchone()
-        if row is None:
-            return record
-        state, config, schema, profile, replica, clock, clients, queries, desires = row
-        record.exists = True
-        record.version = ViewVersion(Watermark(state), config)
-        record.client_schema = None if schema is None else ClientSchema.from_json(schema)
-        record.profile_id, record.replica_version = profile, replica
-        record.ttl_clock_ms = clock
-        record.clients = set(clients or ())
-        for query, ast, name, args, got in queries or ():
-            record.queries[query] = QueryRecord(_bytes(ast), name, _bytes(args), got)
-        for client, query, ttl, inactivated in desires or ():
-            record.desires[client, query] = Desire(ttl, inactivated)
-        return record
+        return await self._loads.run(group_id)
 
     async def save(self, record: GroupRecord, change: ConfigChange, expected: ViewVersion) -> None:
-        async with self._connection() as db:
-            await self._save_group(db, record, expected)
-            await self._save_clients(db, record, change)
-            await self._save_queries(db, record, change)
-            await self._save_desires(db, record, change)
+        # The rows are taken now: the record may change again while this waits for its turn.
+        if not await self._saves.run(save_of(record, change, expected)):
+            raise ConcurrentModification(
+                f"client group {record.group_id!r} is no longer at version {expected.cookie()}: "
+                "another server changed it; its clients must reconnect"
+            )
         record.exists = True
 
     async def touch(self, group_id: str, ttl_clock_ms: float) -> None:
+        await self._touches.run((group_id, ttl_clock_ms))
+
+    async def _load_many(self, group_ids: Sequence[str]) -> Sequence[GroupRecord | Exception]:
+        return await _apart_if_refused(self._load_batch, group_ids)
+
+    async def _save_many(self, saves: Sequence[Save]) -> Sequence[bool | Exception]:
+        return await _apart_if_refused(self._save_batch, saves)
+
+    async def _touch_many(self, touches: Sequence[tuple[str, float]]) -> Sequence[Exception | None]:
+        return await _apart_if_refused(self._touch_batch, touches)
+
+    async def _load_batch(self, group_ids: Sequence[str]) -> list[GroupRecord | Exception]:
         async with self._connection() as db:
-            await db.execute(
-                self._sql(
-                    "UPDATE {schema}.groups "
-                    'SET "ttlClock" = greatest("ttlClock", %s), "lastActive" = now() '
-                    'WHERE "clientGroupID" = %s'
-                ),
-                (ttl_clock_ms, group_id),
+            cursor = await db.execute(self._load_sql, {"groups": list(group_ids)})
+            records = {row[0]: _record_or_error(row) for row in await cursor.fetchall()}
+        return [records.get(group_id) or GroupRecord(group_id) for group_id in group_ids]
+
+    async def _save_batch(self, saves: Sequence[Save]) -> list[bool]:
+        values = _save_values(saves)
+        async with self._connection() as db:
+            cursor = await db.execute(self._save_sql, {**values, "now": self._clock()})
+            saved = {row[0] for row in await cursor.fetchall()}
+        return [_group_of(save) in saved for save in saves]
+
+    async def _touch_batch(self, touches: Sequence[tuple[str, float]]) -> list[None]:
+        groups, clocks = [group for group, _ in touches], [clock for _, clock in touches]
+        async with self._connection() as db:
+            values = {"groups": groups, "clocks": clocks, "now": self._clock()}
+            await db.execute(self._touch_sql, values)
+        return [None] * len(touches)
+
+    # -- facts ---------------------------------------------------------------------------------
+
+    async def write_facts(
+        self, author: str, complete_to: Watermark, writes: Sequence[UnitWrite]
+    ) -> None:
+        checkpoints = [(w.unit, c.version, c.body) for w in writes if (c := w.checkpoint)]
+        deltas = [(w.unit, d.version, d.body) for w in writes if (d := w.delta)]
+        values: dict[str, Any] = {
+            "author": author,
+            "complete_to": complete_to,
+            "now": self._clock(),
+            **_columns("c", checkpoints),
+            **_columns("d", deltas),
+        }
+        known = author in self._authors
+        async with self._connection() as db:
+            cursor = await db.execute(self._continue_sql if known else self._start_sql, values)
+            written = await cursor.fetchone() is not None
+        if not written:
+            self._authors.discard(author)
+            raise StoreUnavailable(
+                f"the facts of author {author!r} are gone: it was silent for too long, and no "
+                "client group named it; all of them must be written again"
             )
+        self._authors.add(author)
+
+    async def read_facts(self, author: str, units: Collection[str]) -> StoredFacts:
+        values = {"author": author, "units": list(units)}
+        async with self._connection() as db:
+            cursor = await db.execute(self._read_sql, values, binary=True)
+            rows = await cursor.fetchall()
+        return stored_facts(rows)
+
+    async def drop_facts(self, author: str, units: Collection[str]) -> None:
+        async with self._connection() as db:
+            await db.execute(self._drop_sql, {"author": author, "units": list(units)})
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[_Connection]:
-        """A transaction of its own; whatever goes wrong with the database has one name."""
+        """Whatever goes wrong with the database has one name."""
         try:
             async with self._pool.connection() as db:
                 yield db
         except psycopg.Error as error:
             raise StoreUnavailable(
-                f"the database of the client view records failed ({type(error).__name__}: {error})"
+                f"the database of the view records failed ({type(error).__name__}: {error})"
             ) from error
 
-    def _sql(self, text: str) -> sql.Composed:
-        # Only literals and the schema's identifier are ever formatted in.
-        return sql.SQL(text).format(schema=self._schema)
 
-    async def _save_group(
-        self, db: _Connection, record: GroupRecord, expected: ViewVersion
-    ) -> None:
-        schema = record.client_schema
-        values: dict[str, Any] = {
-            "group": record.group_id,
-            "state": record.version.state,
-            "config": record.version.config,
-            "schema": None if schema is None else schema.canonical().decode(),
-            "profile": record.profile_id,
-            "replica": record.replica_version,
-            "clock": record.ttl_clock_ms,
-            "old_state": expected.state,
-            "old_config": expected.config,
+async def _apart_if_refused(
+    work: Callable[[Sequence[T]], Awaitable[Sequence[R]]], items: Sequence[T]
+) -> Sequence[R | Exception]:
+    """All at once; if the database refuses a value, each alone: what one client sent must not
+    fail the others. Also if two servers got in each other's way: nothing was written then."""
+    try:
+        return await work(items)
+    except StoreUnavailable as error:
+        if len(items) == 1 or not isinstance(error.__cause__, _REFUSALS):
+            raise
+    results: list[R | Exception] = []
+    for item in items:
+        try:
+            results += await work([item])
+        except StoreUnavailable as error:
+            results.append(error)
+    return results
+
+
+_REFUSALS = (psycopg.DataError, psycopg.errors.DeadlockDetected)
+
+
+def _group_of(save: Save) -> str:
+    return save.group.group_id
+
+
+def _first(touch: tuple[str, float]) -> str:
+    return touch[0]
+
+
+def stored_facts(rows: Sequence[Sequence[Any]]) -> StoredFacts:
+    """From rows (0, -, complete_to, -), (1, unit, version, body) of checkpoints, and (2, unit,
+    version, body) of deltas in their order."""
+    complete_to: Watermark | None = None
+    checkpoints: dict[str, Checkpoint] = {}
+    deltas: dict[str, list[Delta]] = {}
+    for kind, unit, version, body in rows:
+        if kind == 0:
+            complete_to = version
+        elif kind == 1:
+            checkpoints[unit] = Checkpoint(version, body)
+        else:
+            deltas.setdefault(unit, []).append(Delta(version, body))
+    return StoredFacts(
+        complete_to,
+        {
+            unit: UnitFacts(checkpoints.get(unit), deltas.get(unit, []))
+            for unit in checkpoints.keys() | deltas.keys()
+        },
+    )
+
+
+_CLIENTS: msgspec.json.Decoder[list[str]] = msgspec.json.Decoder(list[str])
+_QUERIES: msgspec.json.Decoder[list[QueryRow]] = msgspec.json.Decoder(list[QueryRow])
+_DESIRES: msgspec.json.Decoder[list[DesireRow]] = msgspec.json.Decoder(list[DesireRow])
+
+
+def _record(row: TupleRow) -> GroupRecord:
+    *group, deleted, clients, queries, desires = row
+    return record_of(
+        GroupRow(*group),
+        _CLIENTS.decode(clients),
+        _QUERIES.decode(queries),
+        _DESIRES.decode(desires),
+        deleted=deleted,
+    )
+
+
+def _record_or_error(row: TupleRow) -> GroupRecord | Exception:
+    """A record that cannot be read is its own clients' problem."""
+    try:
+        return _record(row)
+    except ClientFacingError as error:
+        return error
+
+
+def _save_values(saves: Sequence[Save]) -> dict[str, str]:
+    groups = [
+        {
+            "new": save.new,
+            "old_state": save.expected.state,
+            "old_config": save.expected.config,
+            **msgspec.structs.asdict(save.group),
         }
-        cursor = await db.execute(self._sql(_UPDATE if record.exists else _INSERT), values)
-        if cursor.rowcount != 1:
-            raise ConcurrentModification(
-                f"client group {record.group_id!r} is no longer at version {expected.cookie()}: "
-                "another server changed it; its clients must reconnect"
-            )
-
-    async def _save_clients(
-        self, db: _Connection, record: GroupRecord, change: ConfigChange
-    ) -> None:
-        for client in change.clients:
-            if client in record.clients:
-                text = "INSERT INTO {schema}.clients VALUES (%s, %s) ON CONFLICT DO NOTHING"
-            else:
-                text = 'DELETE FROM {schema}.clients WHERE "clientGroupID" = %s AND "clientID" = %s'
-            await db.execute(self._sql(text), (record.group_id, client))
-
-    async def _save_queries(
-        self, db: _Connection, record: GroupRecord, change: ConfigChange
-    ) -> None:
-        gone = [q for q in change.queries if q not in record.queries]
-        if gone:
-            await db.execute(
-                self._sql(
-                    'DELETE FROM {schema}.queries WHERE "clientGroupID" = %s '
-                    'AND "queryHash" = ANY(%s)'
-                ),
-                (record.group_id, gone),
-            )
-        rows = [
-            (record.group_id, q, _text(r.ast_json), r.name, _text(r.args_json), r.got)
-            for q in change.queries
-            if (r := record.queries.get(q)) is not None
-        ]
-        if rows:
-            await db.cursor().executemany(self._sql(_PUT_QUERY), rows)
-
-    async def _save_desires(
-        self, db: _Connection, record: GroupRecord, change: ConfigChange
-    ) -> None:
-        for client, query in change.desires:
-            if (client, query) not in record.desires:
-                await db.execute(self._sql(_DELETE_DESIRE), (record.group_id, client, query))
-        rows = [
-            (record.group_id, *key, d.ttl_ms, d.inactivated_at_ms)
-            for key in change.desires
-            if (d := record.desires.get(key)) is not None
-        ]
-        if rows:
-            await db.cursor().executemany(self._sql(_PUT_DESIRE), rows)
+        for save in saves
+    ]
+    values: dict[str, list[Any]] = {"groups": groups}
+    for part in ("clients", "queries", "desires"):
+        values[part] = [row for save in saves for row in getattr(save, part)]
+        gone = f"{part}_gone"
+        values[gone] = [row for save in saves for row in getattr(save, gone)]
+    return {name: msgspec.json.encode(rows).decode() for name, rows in values.items()}
 
 
-def _bytes(value: str | None) -> bytes | None:
-    return None if value is None else value.encode()
-
-
-def _text(value: bytes | None) -> str | None:
-    return None if value is None else value.decode()
-
-
-_LOAD = """
-SELECT g."stateVersion", g."configVersion", g."clientSchema"::text, g."profileID",
-       g."replicaVersion", g."ttlClock",
-       (SELECT array_agg("clientID") FROM {schema}.clients c
-         WHERE c."clientGroupID" = g."clientGroupID"),
-       (SELECT json_agg(json_build_array("queryHash", ast::text, name, args::text, got))
-          FROM {schema}.queries q WHERE q."clientGroupID" = g."clientGroupID"),
-       (SELECT json_agg(json_build_array("clientID", "queryHash", "ttlMs", "inactivatedAtMs"))
-          FROM {schema}.desires d WHERE d."clientGroupID" = g."clientGroupID")
-  FROM {schema}.groups g WHERE g."clientGroupID" = %(group)s
-"""
-_INSERT = """
-INSERT INTO {schema}.groups ("clientGroupID", "stateVersion", "configVersion", "clientSchema",
-                             "profileID", "replicaVersion", "ttlClock")
-VALUES (%(group)s, %(state)s, %(config)s, %(schema)s, %(profile)s, %(replica)s, %(clock)s)
-ON CONFLICT DO NOTHING
-"""
-_UPDATE = """
-UPDATE {schema}.groups
-   SET "stateVersion" = %(state)s, "configVersion" = %(config)s, "clientSchema" = %(schema)s,
-       "profileID" = %(profile)s, "replicaVersion" = %(replica)s, "ttlClock" = %(clock)s,
-       "lastActive" = now()
- WHERE "clientGroupID" = %(group)s AND "stateVersion" = %(old_state)s
-   AND "configVersion" = %(old_config)s
-"""
-_PUT_QUERY = """
-INSERT INTO {schema}.queries VALUES (%s, %s, %s, %s, %s, %s)
-ON CONFLICT ("clientGroupID", "queryHash")
-DO UPDATE SET ast = excluded.ast, name = excluded.name, args = excluded.args, got = excluded.got
-"""
-_PUT_DESIRE = """
-INSERT INTO {schema}.desires VALUES (%s, %s, %s, %s, %s)
-ON CONFLICT ("clientGroupID", "clientID", "queryHash")
-DO UPDATE SET "ttlMs" = excluded."ttlMs", "inactivatedAtMs" = excluded."inactivatedAtMs"
-"""
-_DELETE_DESIRE = """
-DELETE FROM {schema}.desires
- WHERE "clientGroupID" = %s AND "clientID" = %s AND "queryHash" = %s
-"""
+def _columns(prefix: str, rows: Sequence[tuple[str, str, bytes]]) -> dict[str, list[Any]]:
+    return {
+        f"{prefix}_units": [unit for unit, _, _ in rows],
+        f"{prefix}_versions": [version for _, version, _ in rows],
+        f"{prefix}_bodies": [body for _, _, body in rows],
+    }

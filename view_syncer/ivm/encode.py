@@ -196,6 +196,11 @@ def _encoded(
     try:
         rows: list[Any] = db.execute(sql, (rowid_array(rowids),)).fetchall()
         return rows
+    except apsw.TooBigError as error:
+        raise QueryError(
+            f"a row of table {table!r} cannot be encoded: its JSON is larger than 1,000,000,000 "
+            "bytes; keep the column out of the client schema"
+        ) from error
     except apsw.SQLError as error:
         if "JSON" not in str(error):
             raise  # the statement, not a value

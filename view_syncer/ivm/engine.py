@@ -6,6 +6,7 @@ thread-safe: one thread calls it, and nothing here waits for anything but SQLite
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,9 +16,10 @@ import structlog
 
 from view_syncer.ivm.advice import Examination, examine
 from view_syncer.ivm.changes import Batch, read_batch
+from view_syncer.ivm.digest import Digest
 from view_syncer.ivm.encode import ClientTables, Encoder, RowPatch
 from view_syncer.ivm.hydration import EncodedRows, Hydration, HydrationRequest
-from view_syncer.ivm.pipeline import Delta, Pipeline, changed_since
+from view_syncer.ivm.pipeline import Delta, Pipeline, Touch, changed_since
 from view_syncer.ivm.plan import Plan, make_plan
 from view_syncer.ivm.routing import Router
 from view_syncer.ivm.snapshot import SnapshotReader
@@ -90,6 +92,9 @@ class Engine:
         self._pipelines: dict[Instance, Pipeline] = {}
         self._clients: dict[Pipeline, dict[ClientTables, int]] = {}
         self._encoders: dict[ClientTables, Encoder] = {}
+        # Of all pipelines, also of those that are gone.
+        self.hydrations_ms = Digest()
+        self.advances_ms = Digest()
 
     @property
     def version(self) -> Watermark:
@@ -169,6 +174,7 @@ class Engine:
         pipeline.attach(self._router.on_support)
         self._pipelines[pipeline.instance] = pipeline
         self._clients[pipeline] = {}
+        self.hydrations_ms.add(pipeline.hydration_s * 1000)
         if pipeline.plan not in self._examined:
             self._examined.add(pipeline.plan)
             self._new_plans.append(pipeline)
@@ -323,15 +329,27 @@ class Engine:
         for table in batch.truncated:
             for pipeline in self._router.readers(table):
                 if pipeline not in deltas:
-                    deltas[pipeline] = pipeline.rehydrate(new.db, batch.old_version)
+                    deltas[pipeline] = self._advance_one(pipeline, None, batch, new)
         for pipeline, touch in self._router.route(batch, new.db).items():
-            if pipeline in deltas:
-                continue
-            if pipeline.rehydrate_is_cheaper(touch, REHYDRATE_MIN_ROWS, REHYDRATE_MARGIN):
-                deltas[pipeline] = pipeline.rehydrate(new.db, batch.old_version)
-            else:
-                deltas[pipeline] = pipeline.apply(new.db, touch, batch)
+            if pipeline not in deltas:
+                deltas[pipeline] = self._advance_one(pipeline, touch, batch, new)
         return deltas
+
+    def _advance_one(
+        self, pipeline: Pipeline, touch: Touch | None, batch: Batch, new: SnapshotReader
+    ) -> Delta:
+        """Without ``touch`` anything may have changed."""
+        start = time.perf_counter()
+        if touch is None or pipeline.rehydrate_is_cheaper(
+            touch, REHYDRATE_MIN_ROWS, REHYDRATE_MARGIN
+        ):
+            delta = pipeline.rehydrate(new.db, batch.old_version)
+        else:
+            delta = pipeline.apply(new.db, touch, batch)
+        milliseconds = (time.perf_counter() - start) * 1000
+        pipeline.note_advance(milliseconds)
+        self.advances_ms.add(milliseconds)
+        return delta
 
     def _encode(
         self,

@@ -113,7 +113,12 @@ class _Base:
         found: dict[int, tuple[Partition, Values]] = {}
         if not rowids:
             return found
-        for row in self._fetch(db, self.level.sql_candidates, rows=rowid_array(rowids)):
+        if len(rowids) == 1:
+            (rowid,) = rowids
+            rows = self._fetch(db, self.level.sql_candidate, row=rowid)
+        else:
+            rows = self._fetch(db, self.level.sql_candidates, rows=rowid_array(rowids))
+        for row in rows:
             values = self._values(row)
             partition = self._partition(values)
             if partition is not None and partition in self.support:
@@ -130,8 +135,22 @@ class PlainLevel(_Base):
         self._by_partition: dict[Partition, set[int]] = {}
 
     def hydrate(self, db: apsw.Connection, partitions: Collection[Partition]) -> None:
-        for rowid, values in self._rows_of(db, partitions):
-            self._add(rowid, values)
+        if self.level.parent is None:
+            for chunk in self._chunks(db, partitions):
+                self.members.update((row[0], row[1:]) for row in chunk)
+            return
+        members, by_partition = self.members, self._by_partition
+        for chunk in self._chunks(db, partitions):
+            for row in chunk:
+                rowid, values = row[0], row[1:]
+                members[rowid] = values
+                partition = partition_of(values, self._correlation)
+                assert partition is not None
+                rows = by_partition.get(partition)
+                if rows is None:
+                    by_partition[partition] = {rowid}
+                else:
+                    rows.add(rowid)
 
     def update(
         self,
@@ -158,16 +177,16 @@ class PlainLevel(_Base):
                     delta.left[rowid] = old
                 self._add(rowid, entry[1])
                 delta.entered[rowid] = entry[1]
-        if gained:
-            for rowid, values in self._rows_of(db, gained):
+        for chunk in self._chunks(db, gained) if gained else ():
+            for rowid, *kept in chunk:
                 if rowid not in self.members:
+                    values = delta.entered[rowid] = tuple(kept)
                     self._add(rowid, values)
-                    delta.entered[rowid] = values
         return delta
 
-    def _rows_of(
+    def _chunks(
         self, db: apsw.Connection, partitions: Collection[Partition]
-    ) -> Iterable[tuple[int, Values]]:
+    ) -> Iterable[list[tuple[Any, ...]]]:
         inputs: dict[str, Any] = dict(self.params)
         if self.level.parent is not None:
             if not partitions:
@@ -179,8 +198,7 @@ class PlainLevel(_Base):
         while chunk := list(islice(cursor, _CHUNK_ROWS)):
             count += len(chunk)
             self._check_size(count)
-            for row in chunk:
-                yield row[0], row[1:]
+            yield chunk
 
     def _add(self, rowid: int, values: Values) -> None:
         self.members[rowid] = values
@@ -248,7 +266,7 @@ class WindowLevel(_Base):
         return delta
 
     def _values(self, row: tuple[Any, ...]) -> Values:
-        return make_entry(row[0], row[1:], self._order, self._kept)
+        return make_entry(row, self._order, self._kept)
 
     # -- one batch ------------------------------------------------------------------------------
 
@@ -347,35 +365,41 @@ class WindowLevel(_Base):
         partitions: Collection[Partition],
         window: Window | None = None,
     ) -> None:
-        """Fetch the beginning of each partition; all its rows start in the reserve. ``window`` is
-        what to fill if it is a single one."""
+        """Fetch the beginning of each partition; its visible rows are still to be shown.
+        ``window`` is what to fill if it is a single one."""
         if not partitions:
             return
         sample = window or self._window()
         entries: dict[Partition, list[Entry]] = {p: [] for p in partitions}
         visible = len(self.members)
-        for row in self._beginnings(db, partitions, sample.capacity):
-            entry = self._values(row)
-            partition_ = self._partition(entry)
-            assert partition_ is not None
-            entries[partition_].append(entry)
-            if len(entries[partition_]) <= self._limit:
-                visible += 1
-                self._check_size(visible)
-            self._reserve[row[0]] = entry
+        rows = iter(self._beginnings(db, partitions, sample.capacity))
+        # In chunks, so that a query with a large limit is stopped before it fills the memory.
+        while chunk := [self._values(row) for row in islice(rows, _CHUNK_ROWS)]:
+            self._distribute(chunk, entries)
+            self._check_size(visible + sum(min(len(e), self._limit) for e in entries.values()))
         for partition, found in entries.items():
             found.sort()
             target = self._windows[partition] = window or self._window()
             target.load(found)
+            for entry in found[self._limit :]:
+                self._reserve[entry[self.offset - 1]] = entry
+
+    def _distribute(self, chunk: list[Entry], entries: dict[Partition, list[Entry]]) -> None:
+        if len(entries) == 1:
+            (only,) = entries.values()
+            only.extend(chunk)
+            return
+        for entry in chunk:
+            partition = self._partition(entry)
+            assert partition is not None
+            entries[partition].append(entry)
 
     def _window(self) -> Window:
-        return Window(self._limit, self.offset)
+        return Window(self._limit, self.offset, self.level.reserve)
 
     def _show(self, entries: Iterable[Entry]) -> None:
         for entry in entries:
-            rowid = entry[self.offset - 1]
-            self.members[rowid] = entry
-            del self._reserve[rowid]
+            self.members[entry[self.offset - 1]] = entry
 
     def _beginnings(
         self, db: apsw.Connection, partitions: Collection[Partition], limit: int

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import apsw
 
 from view_syncer.ivm.changes import Batch
+from view_syncer.ivm.digest import Digest
 from view_syncer.ivm.levels import LevelDelta, LevelState, level_state, rowid_array
 from view_syncer.ivm.plan import Partition, Plan, partition_of
 from zerocache.protocol.versions import Watermark
@@ -86,6 +87,8 @@ class Pipeline:
         # Measured costs, from which the owner chooses between advancing and recomputing.
         self.hydration_s = 0.0
         self._row_s = _FIRST_GUESS_ROW_S
+        # How long its advances took, for whoever inspects it; None before the first.
+        self.advances_ms: Digest | None = None
 
     def attach(self, on_support: SupportListener) -> None:
         """Report the supported partitions, those there are already and every later change."""
@@ -155,6 +158,12 @@ class Pipeline:
         result = self._net(deltas, touch, batch)
         self._measure(time.perf_counter() - start, touch.size())
         return result
+
+    def note_advance(self, milliseconds: float) -> None:
+        """The owner took so long to bring it one batch further."""
+        if self.advances_ms is None:
+            self.advances_ms = Digest()
+        self.advances_ms.add(milliseconds)
 
     def _measure(self, seconds: float, rows: int) -> None:
         if rows >= _MEASURED_FROM_ROWS:

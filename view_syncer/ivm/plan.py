@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
 from typing import NamedTuple
 
-from zerocache.replica.schema import ReplicaColumn, ReplicaSchema
+from zerocache.replica.schema import ReplicaSchema
 from zerocache.zql import sqlite
 from zerocache.zql.shape import (
     WITNESS_LIMIT,
@@ -31,8 +32,8 @@ from zerocache.zql.shape import (
 WINDOW_RESERVE = 20
 """Rows kept beyond a window's limit, so that a delete inside it refills without a query."""
 
-
-_INTEGERS = frozenset({"int2", "int4", "int8"})
+COSTLY_WINDOW_RESERVE = 100
+"""The same where no index leads to the beginning of the window, so that a query reads it all."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,11 +67,10 @@ class Link:
 
 
 class OrderColumn(NamedTuple):
-    """One column of an order, as a position among a level's selected columns."""
+    """One column of an order, as a position in a level's selected rows (rowid first)."""
 
     position: int
     descending: bool
-    nullable: bool
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,7 @@ class Level:
     links: tuple[Link, ...]
     value_columns: int
     limit: int | None
+    reserve: int
     order_positions: tuple[OrderColumn, ...]
     route: Route
     indexed: bool
@@ -127,6 +128,11 @@ class Level:
     def sql_candidates(self) -> str:
         """Inputs ``:rows`` (carray of rowids)."""
         return sqlite.candidate_rows(self.node, self.columns)
+
+    @cached_property
+    def sql_candidate(self) -> str:
+        """Inputs ``:row`` (rowid)."""
+        return sqlite.candidate_row(self.node, self.columns)
 
     @cached_property
     def sql_all(self) -> str:
@@ -213,8 +219,7 @@ class _Builder:
             for name, direction in node.order:
                 if name not in columns:
                     columns.append(name)
-                nullable = _may_be_null(self._schema[node.table].columns[name])
-                order.append(OrderColumn(columns.index(name), direction == "desc", nullable))
+                order.append(OrderColumn(1 + columns.index(name), direction == "desc"))
         self.levels[index] = Level(
             index=index,
             kind=kind,
@@ -225,6 +230,7 @@ class _Builder:
             links=tuple(links),
             value_columns=value_columns,
             limit=limit,
+            reserve=min(self._reserve(node, correlation), max(1, limit or 0)),
             order_positions=tuple(order),
             route=Route() if correlation else _root_route(node.where),
             indexed=self._indexed(node.table, correlation),
@@ -240,20 +246,30 @@ class _Builder:
         order = tuple((column, "asc") for column in key)
         return Node(node.table, node.where, order, None, node.cursor, ())  # type: ignore[arg-type]
 
+    def _indexes(self, table: str) -> Iterator[tuple[str, ...]]:
+        yield from self._schema[table].indexes
+        yield from self._schema[table].keys
+
     def _indexed(self, table: str, correlation: Sequence[str]) -> bool:
-        wanted = set(correlation)
-        definition = self._schema[table]
-        return any(
-            set(index[: len(wanted)]) == wanted or (index and index[0] in wanted)
-            for index in (*definition.indexes, *definition.keys)
-        )
+        return any(index[0] in correlation for index in self._indexes(table) if index)
 
+    def _ordered(self, node: Node, correlation: Sequence[str]) -> bool:
+        """Whether an index walks the rows of one partition in order."""
+        fixed = {*correlation, *_equal_terms(node.where)}
+        first = next((name for name, _ in node.order if name not in fixed), None)
+        for index in self._indexes(node.table):
+            prefix = tuple(takewhile(fixed.__contains__, index))
+            walks = first is None or index[len(prefix) :][:1] == (first,)
+            if walks and set(correlation) <= set(prefix):
+                return True
+        return False
 
-def _may_be_null(column: ReplicaColumn) -> bool:
-    """NOT NULL upstream is no promise for numbers: NaN, infinities and infinite dates, which have
-    no JSON form, are stored as NULL. Integers have none of these."""
-    always_finite = column.client_type != "number" or column.upstream_type in _INTEGERS
-    return not (column.not_null and always_finite)
+    def _reserve(self, node: Node, correlation: Sequence[str]) -> int:
+        """A partition is taken for small where an index finds it; what remains must be found in
+        order."""
+        small = bool(correlation) and self._indexed(node.table, correlation)
+        cheap = small or self._ordered(node, correlation)
+        return WINDOW_RESERVE if cheap else COSTLY_WINDOW_RESERVE
 
 
 def _children(node: Node) -> Iterator[_Child]:
@@ -265,16 +281,24 @@ def _children(node: Node) -> Iterator[_Child]:
         yield _Child("related", related.node, related.parent_columns, related.child_columns)
 
 
-def _root_route(where: Filter) -> Route:
-    terms = where.members if isinstance(where, Junction) and where.all else (where,)
-    equal = {
+def _terms(where: Filter) -> Sequence[Filter]:
+    return where.members if isinstance(where, Junction) and where.all else (where,)
+
+
+def _equal_terms(where: Filter) -> dict[str, str]:
+    """Columns that must equal a parameter, and its name."""
+    return {
         t.column: t.param
-        for t in terms
+        for t in _terms(where)
         if isinstance(t, Term) and t.op == "=" and not t.is_json and t.param
     }
+
+
+def _root_route(where: Filter) -> Route:
+    equal = _equal_terms(where)
     if equal:
         return Route(tuple(equal), tuple(equal.values()))
-    for term in terms:
+    for term in _terms(where):
         if isinstance(term, Term) and term.op == "IN" and not term.is_json and term.param:
             return Route((term.column,), (term.param,), in_list=True)
     return Route()

@@ -16,14 +16,25 @@ from bisect import bisect_left, insort
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
-from view_syncer.ivm.plan import WINDOW_RESERVE, OrderColumn
-from zerocache.zql.shape import SqlValue
+from view_syncer.ivm.plan import OrderColumn
 
 MAX_RESERVE = 640
 
 Entry: TypeAlias = tuple[Any, ...]
 BEFORE_ALL: Entry = ()
 """Sorts before every entry."""
+
+
+class _First:
+    """Less than anything it is compared with but itself."""
+
+    __slots__ = ()
+
+    def __lt__(self, other: object) -> bool:
+        return other is not self
+
+    def __gt__(self, other: object) -> bool:
+        return False
 
 
 class _Last:
@@ -38,51 +49,39 @@ class _Last:
         return other is not self
 
 
+_FIRST = _First()
 _LAST = _Last()
 
 
-class Descending:
-    """A string that sorts in reverse."""
-
-    __slots__ = ("text",)
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-
-    def __lt__(self, other: Descending) -> bool:
-        return other.text < self.text
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Descending) and other.text == self.text
-
-    def __hash__(self) -> int:
-        return hash(self.text)
+_COMPLEMENT = bytes(range(255, -1, -1))
 
 
-def make_entry(
-    rowid: int, columns: Sequence[SqlValue], order: Sequence[OrderColumn], kept: int
-) -> Entry:
-    """The entry of a row whose selected ``columns`` are ordered by ``order``: NULL before numbers
-    before strings, strings by code point, as SQLite and zql.md §2.4 order them. The first ``kept``
+def reversed_text(text: str) -> bytes:
+    """Sorts as ``text`` does in reverse. UTF-8 sorts by code point; the end of a text, which comes
+    last in reverse, is above every complement, because no text of Postgres has a NUL."""
+    return text.encode().translate(_COMPLEMENT) + b"\xff"
+
+
+def make_entry(row: Sequence[Any], order: Sequence[OrderColumn], kept: int) -> Entry:
+    """The entry of a selected row (rowid first) under ``order``: NULL before numbers before
+    strings, strings by code point, as SQLite and zql.md §2.4 order them. The first ``kept``
     columns follow the rowid."""
     parts: list[Any] = []
-    for position, descending, nullable in order:
-        value = columns[position]
-        if nullable:
-            # Sorts first ascending, last descending; the value itself is then never compared.
-            parts.append((value is None) == descending)
-        if value is None or not descending:
+    for position, descending in order:
+        value = row[position]
+        if value is None:
+            parts.append(_LAST if descending else _FIRST)
+        elif not descending:
             parts.append(value)
         else:
-            parts.append(Descending(value) if isinstance(value, str) else -value)
-    parts.append(rowid)
-    parts += columns[:kept]
+            parts.append(reversed_text(value) if isinstance(value, str) else -value)
+    parts += row[: kept + 1]
     return tuple(parts)
 
 
 def key_length(order: Sequence[OrderColumn]) -> int:
     """How many parts of an entry come before what is kept of the row: the rowid is the last."""
-    return sum(2 if column.nullable else 1 for column in order) + 1
+    return len(order) + 1
 
 
 class Window:
@@ -90,22 +89,23 @@ class Window:
 
     * ``entries`` are sorted and hold every row of the partition up to ``bound``;
     * ``bound`` None means the partition is known completely;
-    * the visible rows are the first ``limit`` entries.
+    * the visible rows are the first ``limit`` entries;
+    * ``key_length`` counts the parts of an entry up to and including the rowid.
     """
 
     __slots__ = ("_key", "bound", "entries", "limit", "reserve")
 
-    def __init__(self, limit: int, key_length: int, reserve: int = 0) -> None:
+    def __init__(self, limit: int, key_length: int, reserve: int) -> None:
         self.limit = limit
-        self.reserve = reserve or min(WINDOW_RESERVE, max(1, limit))
-        self._key = key_length  # parts of an entry up to and including the rowid
+        self.reserve = reserve
+        self._key = key_length
         self.entries: list[Entry] = []
         self.bound: Entry | None = None
 
     def successor(self) -> Window:
         """The window to fetch when this one ran dry: rows leave it faster than they come, so it
-        gets twice the reserve and the next fetch is that much farther away."""
-        reserve = min(2 * self.reserve, max(MAX_RESERVE, self.reserve))
+        gets four times the reserve and the next fetch is that much farther away."""
+        reserve = min(4 * self.reserve, max(MAX_RESERVE, self.reserve))
         return Window(self.limit, self._key, reserve)
 
     @property

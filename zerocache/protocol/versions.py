@@ -69,6 +69,11 @@ def lsn_from_watermark(watermark: str) -> Lsn:
     return Lsn(lexi_decode(watermark.split(".", 1)[0]))
 
 
+# Clients compare cookies as strings, and "." sorts before ":": to them, what a minor version
+# brings would lie before the configuration changes of its major one.
+_COOKIE_DOT = ";"
+
+
 @dataclass(frozen=True, order=True, slots=True)
 class ViewVersion:
     """Version of a client group's view; orders as its cookie does (sync-protocol.md §3.1)."""
@@ -77,16 +82,18 @@ class ViewVersion:
     config: int = 0
 
     def cookie(self) -> str:
-        return f"{self.state}:{lexi_encode(self.config)}" if self.config else self.state
+        state = self.state.replace(".", _COOKIE_DOT)
+        return f"{state}:{lexi_encode(self.config)}" if self.config else state
 
     @classmethod
     def from_cookie(cls, cookie: str) -> ViewVersion:
         """``ValueError`` for anything that is not a cookie a server could have issued."""
         state, separator, config = cookie.partition(":")
-        major, dot, minor = state.partition(".")
+        major, dot, minor = state.partition(_COOKIE_DOT)
         lexi_decode(major)
         if dot:
             lexi_decode(minor)
+            state = f"{major}.{minor}"
         if not separator:
             return cls(Watermark(state))
         number = lexi_decode(config)

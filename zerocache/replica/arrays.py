@@ -16,9 +16,10 @@ ElementEncoder: TypeAlias = Callable[[str], str]
 
 # One token of an array literal: a brace, a quoted element, or a run of unquoted characters.
 # Separators carry nothing the braces do not; they are commas, except in arrays of box.
-_TOKEN = re.compile(r'([{}])|"((?:[^"\\]|\\.)*)"|([^{},"]+)', re.DOTALL)
-_BOX_TOKEN = re.compile(r'([{}])|"((?:[^"\\]|\\.)*)"|([^{};"]+)', re.DOTALL)
-_ESCAPE = re.compile(r"\\(.)", re.DOTALL)
+_TOKEN = re.compile(r'([{}])|"((?:[^"\\]++|\\.)*+)"|([^{},"]+)', re.DOTALL)
+_BOX_TOKEN = re.compile(r'([{}])|"((?:[^"\\]++|\\.)*+)"|([^{};"]+)', re.DOTALL)
+# No text of Postgres contains it.
+_NUL = "\x00"
 
 
 def json_string(text: str) -> str:
@@ -86,4 +87,7 @@ def _parse(text: str, encode: ElementEncoder, token: re.Pattern[str]) -> str:
 def _element(quoted: str, plain: str, encode: ElementEncoder) -> str:
     if plain:
         return "null" if plain == "NULL" else encode(plain)
-    return encode(_ESCAPE.sub(r"\1", quoted) if "\\" in quoted else quoted)
+    if "\\" in quoted:
+        # A backslash stands before itself and before quotes.
+        quoted = quoted.replace("\\\\", _NUL).replace("\\", "").replace(_NUL, "\\")
+    return encode(quoted)

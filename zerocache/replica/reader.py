@@ -136,3 +136,22 @@ def load_schema(connection: apsw.Connection) -> dict[str, ReplicaTable]:
             indexes=tuple(index for index in indexes if hidden.isdisjoint(index)),
         )
     return tables
+
+
+def load_unfinished(connection: apsw.Connection) -> dict[str, frozenset[str]]:
+    """The columns, by table, that :func:`load_schema` leaves out until a backfill has filled them;
+    of a table that is left out as a whole, all."""
+    pending = load_pending(connection)
+    unfinished: dict[str, frozenset[str]] = {}
+    if not pending:
+        return unfinished
+    for name, upstream in connection.execute(
+        f"SELECT table_name, upstreamMetadata FROM {TABLE_METADATA}"  # noqa: S608 - a constant
+    ):
+        facts = msgspec.json.decode(upstream, type=TableFacts)
+        entry = pending.get(facts.table.oid)
+        if entry is not None and entry.whole:
+            unfinished[name] = frozenset(column.name for column in facts.table.columns)
+        elif entry is not None and entry.columns:
+            unfinished[name] = entry.hidden_columns(facts)
+    return unfinished

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+_TERMS_PER_GROUP = 100
+
 
 def quote(identifier: str) -> str:
     """``identifier`` as a quoted SQLite name; ``ValueError`` for names SQLite cannot hold."""
@@ -38,6 +40,11 @@ def equals_all(columns: Iterable[str]) -> str:
     """A condition that binds one value per column and treats NULL as equal to NULL.
 
     ``IS`` uses indexes just as ``=`` does, and a key whose value the replica cannot represent
-    (a float NaN) is stored as NULL and must still be found.
+    (a float NaN) is stored as NULL and must still be found. Many columns are grouped, because
+    SQLite limits how deep an expression may be, and a chain of ANDs is as deep as it is long.
     """
-    return " AND ".join(f"{quote(column)} IS ?" for column in columns)
+    terms = [f"{quote(column)} IS ?" for column in columns]
+    while len(terms) > _TERMS_PER_GROUP:
+        groups = range(0, len(terms), _TERMS_PER_GROUP)
+        terms = [f"({' AND '.join(terms[at : at + _TERMS_PER_GROUP])})" for at in groups]
+    return " AND ".join(terms)

@@ -131,6 +131,31 @@ const commands = {
     return stored;
   },
 
+  // The inspector: what it says, as plain data. Digests become what they hold.
+  async inspect({client, what, args}) {
+    const {inspector} = clientOf({client}).z;
+    switch (what) {
+      case 'authenticate':
+        return inspector.authenticate(args[0]);
+      case 'version':
+        return inspector.serverVersion();
+      case 'metrics':
+        return summaries(await inspector.metrics());
+      case 'queries':
+        return (await inspector.client.queries()).map(shownQuery);
+      case 'groupQueries':
+        return (await inspector.clientGroup.queries()).map(shownQuery);
+      case 'analyzeQueries':
+        return Promise.all((await inspector.client.queries()).map(query => query.analyze(args[0])));
+      case 'analyzeAST':
+        return inspector.analyzeServerAST(...args);
+      case 'analyzeNamed':
+        return inspector.analyzeNamedQuery(...args);
+      default:
+        throw new Error(`the inspector cannot be asked for ${what}`);
+    }
+  },
+
   async mutate({client, tag, name, args}) {
     const {z, app} = clientOf({client});
     const outcome = z.mutate(lookUp(app.mutators, name)(args));
@@ -159,6 +184,25 @@ function watch(client, z, views, view, query, ttl) {
   typed.addListener((data, type, error) => {
     entry.type = type;
     report({event: 'view', client, view, data: plain(data), type, error: plain(error)});
+  });
+}
+
+function summaries(metrics) {
+  const digests = Object.entries(metrics ?? {}).filter(([, digest]) => digest?.quantile);
+  return Object.fromEntries(
+    digests.map(([name, digest]) => [
+      name,
+      {count: digest.count(), median: plain(digest.quantile(0.5))},
+    ]),
+  );
+}
+
+function shownQuery(query) {
+  const {id, clientID, name, args, got, deleted, ttl, rowCount, serverZQL} = query;
+  const {hydrateServer, updateServerP50} = query;
+  return plain({
+    id, clientID, name, args, got, deleted, ttl, rowCount, serverZQL, hydrateServer,
+    updateServerP50, metrics: summaries(query.metrics),
   });
 }
 

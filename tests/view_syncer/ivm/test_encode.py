@@ -150,6 +150,15 @@ def test_json_too_deep_for_sqlite_fails_as_a_query_not_as_the_engine(replica: Re
         encoder(replica).puts(reader(replica), {"t": {rowid}})
 
 
+def test_a_row_too_large_for_sqlite_fails_as_a_query_not_as_the_engine(replica: Replica) -> None:
+    """JSON may be larger than what is stored: every control character takes six bytes."""
+    rowid = put(replica, "t", row(s="\x01" * 1_000))
+    db = reader(replica)
+    db.limit(apsw.SQLITE_LIMIT_LENGTH, 3_000)
+    with pytest.raises(QueryError, match="table 't' cannot be encoded"):
+        encoder(replica).puts(db, {"t": {rowid}})
+
+
 def test_names_with_quotes_and_a_schema_survive(replica: Replica) -> None:
     odd = {"it's": "a'b", 'say "x"': 7, "Ünï": {"k": 1}}
     assert value(replica, _ODD, odd) == odd

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from view_syncer.ivm.plan import WINDOW_RESERVE, OrderColumn
+from view_syncer.ivm.plan import OrderColumn
 from view_syncer.ivm.window import (
     BEFORE_ALL,
     MAX_RESERVE,
@@ -17,18 +17,19 @@ from view_syncer.ivm.window import (
     make_entry,
 )
 
-_ORDER = (OrderColumn(0, False, True),)
+_ORDER = (OrderColumn(1, False),)
 _KEY = key_length(_ORDER)
+_RESERVE = 20
 
 
 def entry(value: Any, rowid: int | None = None, *, descending: bool = False) -> Entry:
-    order = (OrderColumn(0, descending, True),)
-    return make_entry(value if rowid is None else rowid, (value,), order, 1)
+    order = (OrderColumn(1, descending),)
+    return make_entry((value if rowid is None else rowid, value), order, 1)
 
 
 def window(limit: int, values: range) -> Window:
     """Loaded with as many of ``values`` as a fetch would bring."""
-    one = Window(limit, _KEY)
+    one = Window(limit, _KEY, min(_RESERVE, max(1, limit)))
     one.load([entry(v) for v in values][: one.capacity])
     return one
 
@@ -38,36 +39,47 @@ def rowids(entries: Any) -> list[int]:
 
 
 _NUMBERS = [None, -1, 0, 0.5, 2**53, 1e300]
-_STRINGS = [None, "", "A", "a", "é", "\ufffd", "😀"]
+_STRINGS = [None, "", "\x01", "A", "a", "a\x01", "ab", "é", "\ufffd", "😀", "\U0010ffff"]
 
 
 @pytest.mark.parametrize("ascending", [_NUMBERS, _STRINGS], ids=["numbers", "strings"])
-@pytest.mark.parametrize("nullable", [False, True])
 @pytest.mark.parametrize("descending", [False, True])
-def test_entries_sort_as_the_database_does(
-    ascending: list[Any], descending: bool, nullable: bool
-) -> None:
-    values = ascending if nullable else ascending[1:]
-    order = (OrderColumn(0, descending, nullable),)
-    entries = [make_entry(1, (v,), order, 1) for v in values]
+def test_entries_sort_as_the_database_does(ascending: list[Any], descending: bool) -> None:
+    order = (OrderColumn(1, descending),)
+    entries = [make_entry((1, v), order, 1) for v in ascending]
     random.Random(1).shuffle(entries)
-    assert [e[-1] for e in sorted(entries)] == (values[::-1] if descending else values)
+    assert [e[-1] for e in sorted(entries)] == (ascending[::-1] if descending else ascending)
+
+
+@pytest.mark.parametrize("descending", [False, True])
+@pytest.mark.parametrize("values", [_NUMBERS, _STRINGS], ids=["numbers", "strings"])
+def test_a_bound_has_its_row_before_it_and_the_next_row_after_it(
+    values: list[Any], descending: bool
+) -> None:
+    order = (OrderColumn(1, descending),)
+    entries = sorted(make_entry((i, v), order, 0) for i, v in enumerate([*values, *values]))
+    for limit in range(1, len(entries)):
+        one = Window(limit, key_length(order), 1)
+        one.load(list(entries))
+        end = one.last_visible()
+        assert [e < end for e in entries] == [i < limit for i in range(len(entries))]
+        assert [end < e for e in entries] == [i >= limit for i in range(len(entries))]
 
 
 def test_ties_are_broken_by_the_next_column_in_its_own_direction() -> None:
-    order = (OrderColumn(0, False, True), OrderColumn(1, True, True))
+    order = (OrderColumn(1, False), OrderColumn(2, True))
     rows = [(1, "a"), (1, "b"), (0, "a"), (None, None), (1, None)]
-    found = sorted(make_entry(i, row, order, 2) for i, row in enumerate(rows))
+    found = sorted(make_entry((i, *row), order, 2) for i, row in enumerate(rows))
     assert [e[-2:] for e in found] == [(None, None), (0, "a"), (1, "b"), (1, "a"), (1, None)]
 
 
 def test_only_the_first_columns_are_kept() -> None:
-    assert make_entry(7, ("x", 1), (OrderColumn(1, False, False),), 1)[-2:] == (7, "x")
+    assert make_entry((7, "x", 1), (OrderColumn(2, False),), 1)[-2:] == (7, "x")
 
 
 def test_the_key_of_an_entry_ends_with_the_rowid() -> None:
-    order = (OrderColumn(0, False, True), OrderColumn(1, True, False))
-    entry_ = make_entry(7, (1, 2), order, 2)
+    order = (OrderColumn(1, False), OrderColumn(2, True))
+    entry_ = make_entry((7, 1, 2), order, 2)
     assert entry_[key_length(order) - 1] == 7
     assert entry_[key_length(order) :] == (1, 2)
 
@@ -148,10 +160,6 @@ def test_a_window_within_twice_its_reserve_is_left_alone() -> None:
     assert one.bound is None
 
 
-def test_the_reserve_of_large_windows_is_limited() -> None:
-    assert [Window(n, _KEY).reserve for n in (0, 1, 5, 1000)] == [1, 1, 5, WINDOW_RESERVE]
-
-
 def test_a_window_that_runs_dry_fetches_farther_ahead_each_time() -> None:
     one = window(1000, range(5))
     reserves = []
@@ -159,7 +167,7 @@ def test_a_window_that_runs_dry_fetches_farther_ahead_each_time() -> None:
         one = one.successor()
         reserves.append(one.reserve)
     assert reserves == sorted(reserves)
-    assert (reserves[0], reserves[-1]) == (2 * WINDOW_RESERVE, MAX_RESERVE)
+    assert (reserves[0], reserves[-1]) == (4 * _RESERVE, MAX_RESERVE)
 
 
 def test_rows_between_two_ends_of_the_visible_part() -> None:
@@ -187,7 +195,7 @@ def test_random_changes_give_the_first_rows_of_a_sorted_list() -> None:
     choose = random.Random(5)
     for limit in (0, 1, 3, 25):
         truth = sorted(entry(choose.randrange(50), i) for i in range(60))
-        one = Window(limit, _KEY)
+        one = Window(limit, _KEY, max(1, min(_RESERVE, limit)))
         one.load(truth[: one.capacity])
         for rowid in range(100, 600):
             if truth and choose.random() < 0.55:

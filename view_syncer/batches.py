@@ -1,0 +1,91 @@
+"""Runs what many ask for at the same time as one piece of work.
+
+Owns the queue in front of a resource that costs per call rather than per item (a database). An
+item that finds a free lane goes alone and at once; while all lanes are busy, items gather and go
+together. Invariants: items of one batch arrived before its work began; every item gets its own
+result or its own failure; an item nobody waits for any more is dropped if its batch did not begin.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Hashable, Sequence
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Batches(Generic[T, R]):
+    """``work`` gets the items of a batch in order of arrival and returns as many results, where
+    an exception is one item's failure; what it raises is the failure of all. Items with the same
+    ``key`` are never in one batch."""
+
+    def __init__(
+        self,
+        work: Callable[[Sequence[T]], Awaitable[Sequence[R | Exception]]],
+        *,
+        key: Callable[[T], Hashable],
+        lanes: int,
+        max_items: int,
+    ) -> None:
+        self._work = work
+        self._key = key
+        self._free_lanes = lanes
+        self._max_items = max_items
+        self._waiting: deque[tuple[T, asyncio.Future[R]]] = deque()
+        self._running: set[asyncio.Task[None]] = set()
+
+    async def run(self, item: T) -> R:
+        future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        self._waiting.append((item, future))
+        self._start()
+        return await future
+
+    async def join(self) -> None:
+        """Wait until nothing is under way."""
+        while self._running:
+            await asyncio.wait(self._running)
+
+    def _start(self) -> None:
+        if self._free_lanes and self._waiting:
+            self._free_lanes -= 1
+            lane = asyncio.get_running_loop().create_task(self._lane())
+            self._running.add(lane)
+            lane.add_done_callback(self._running.discard)
+
+    async def _lane(self) -> None:
+        try:
+            while batch := self._take():
+                await self._run([item for item, _ in batch], [future for _, future in batch])
+        finally:
+            self._free_lanes += 1
+
+    def _take(self) -> list[tuple[T, asyncio.Future[R]]]:
+        batch: dict[Hashable, tuple[T, asyncio.Future[R]]] = {}
+        later: list[tuple[T, asyncio.Future[R]]] = []
+        while self._waiting and len(batch) < self._max_items:
+            item, future = self._waiting.popleft()
+            if not future.done() and batch.setdefault(self._key(item), (item, future))[1] != future:
+                later.append((item, future))
+        self._waiting.extendleft(reversed(later))
+        return list(batch.values())
+
+    async def _run(self, items: list[T], futures: list[asyncio.Future[R]]) -> None:
+        results: Sequence[R | Exception]
+        try:
+            results = await self._work(items)
+        except Exception as error:
+            results = [error] * len(items)
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            raise
+        for future, result in zip(futures, results, strict=True):
+            if future.done():
+                continue
+            if isinstance(result, Exception):
+                future.set_exception(result)
+            else:
+                future.set_result(result)
