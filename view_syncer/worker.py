@@ -24,6 +24,7 @@ from view_syncer.connection import Connection, Peer, serve
 from view_syncer.context import ConnectionContext
 from view_syncer.cvr.postgres import PostgresRecordStore
 from view_syncer.engine_host import EngineHost
+from view_syncer.fact_keeper import FactKeeper
 from view_syncer.fan_out import GroupUpdate, WorkerAdvance
 from view_syncer.inspector import Inspector
 from view_syncer.ivm.hydration import HydrationLimits
@@ -50,6 +51,7 @@ its queries running and its recent pokes at hand."""
 WRITE_LIMIT_BYTES = 1024 * 1024
 """Unsent bytes beyond which a client is not poked any further until it has taken most of them."""
 CLOSE_WAIT_S = 5.0
+FACTS_WAIT_S = 5.0
 EXAMINE_INTERVAL_S = 600.0
 """How often all running plans are examined for missing indexes: tables grow."""
 
@@ -101,10 +103,13 @@ class Worker:
             HydrationLimits(config.max_rows_per_query, config.max_hydration_seconds),
         )
         self._engine.start()
+        self._facts = FactKeeper(self._store, self._engine)
+        await self._facts.open()
         self._inspector = Inspector(config, self._engine, self._queries)
         self._services = Services(
             engine=self._engine,
             store=self._store,
+            facts=self._facts,
             queries=self._queries,
             internal_schemas=frozenset({config.app_schema, config.shard_schema}),
             on_empty=self._linger,
@@ -114,6 +119,7 @@ class Worker:
         self._spawn(self._follow_replica(version_socket))
         self._spawn(self._examine_plans())
         self._spawn(self._maintenance().run())
+        self._spawn(self._facts.run())
         self._spawn(self._keep_alive())
 
     async def stop(self) -> None:
@@ -129,6 +135,8 @@ class Worker:
             handle.cancel()
         for pushes in self._pushes.values():
             await pushes.drain()
+        # While the groups' queries still run: their rows are written down.
+        await self._facts.close(FACTS_WAIT_S)
         for group in list(self._groups.values()):
             await group.stop()
         for task in list(self._background):
@@ -284,8 +292,9 @@ class Worker:
                 group.invalidate()
             self._spawn(self._rebuild())
             return
+        self._facts.advanced()
         shared: dict[tuple[int, ...], PokeBody] = {}
-        version = ViewVersion(advance.version)
+        version = self._facts.version(advance.version)
         for reader, update in advance.updates.items():
             if reader is self._queries:
                 self._spawn(self._permissions_changed())
