@@ -132,8 +132,9 @@ async def _groups(bench: Bench, size: int, same: bool) -> float:
     for n in range(size):
         project = dataset.project_id(0 if same else n % bench.sizes.projects)
         asked = query("issues", where=column("project", "=", project))
-        async with host.prepared(client, {"q": asked}) as prepared:
-            await host.reconcile(_Group(), client, {"q": asked}, (), prepared=prepared)
+        group = _Group()
+        async with host.prepared(group, client, {"q": asked}) as prepared:
+            await host.reconcile(group, client, {"q": asked}, (), prepared=prepared)
     samples = []
     for n in range(CHANGES):
         bench.commit(bench.votes(0, n + 1))

@@ -114,34 +114,36 @@ class EngineHost:
 
     @contextlib.asynccontextmanager
     async def prepared(
-        self, client: ClientTables, queries: Mapping[QueryKey, Query]
+        self, group: Group, client: ClientTables, queries: Mapping[QueryKey, Query]
     ) -> AsyncIterator[Prepared]:
         """Hydrate those of ``queries`` that nobody runs, on other threads, for a
         :meth:`reconcile` inside the block. The engine goes on advancing meanwhile."""
         prepared = Prepared()
         try:
             requests = await self._call(lambda e: _requests(e, client, queries, prepared.failed))
-            # Every result is looked at before any failure is raised, so that none is leaked.
-            results = await asyncio.gather(
-                *map(self._hydrator.hydrate, requests.values()), return_exceptions=True
-            )
-            crashes: list[BaseException] = []
-            for key, result in zip(requests, results, strict=True):
-                if isinstance(result, QueryError):
-                    prepared.failed[key] = result
-                elif isinstance(result, apsw.SQLError):
-                    # The schema changed under it. The engine still has the old snapshot, or the
-                    # new schema by now: either way it can hydrate this one itself.
-                    log.info("hydration_outdated", reason=str(result))
-                elif isinstance(result, BaseException):
-                    crashes.append(result)
-                else:
-                    prepared.hydrations.append(result)
-            if crashes:
-                raise crashes[0]
+            hydrating = (self._hydrate(group, key, r, prepared) for key, r in requests.items())
+            # All of them are over before any failure is raised, so that no result is left behind.
+            for failure in await asyncio.gather(*hydrating, return_exceptions=True):
+                if failure is not None:
+                    raise failure
             yield prepared
         finally:
             self._hydrator.release(prepared.hydrations)
+
+    async def _hydrate(
+        self, group: Group, key: QueryKey, request: HydrationRequest, prepared: Prepared
+    ) -> None:
+        try:
+            result = await self._hydrator.hydrate(group, request)
+        except apsw.SQLError as error:
+            # The schema changed under it. The engine still has the old snapshot, or the new
+            # schema by now: either way it can hydrate this one itself.
+            log.info("hydration_outdated", reason=str(error))
+            return
+        if isinstance(result, QueryError):
+            prepared.failed[key] = result
+        else:
+            prepared.hydrations.append(result)
 
     async def reconcile(
         self,

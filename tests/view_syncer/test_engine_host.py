@@ -252,7 +252,7 @@ async def test_query_whose_schema_changes_while_it_hydrates_is_served_from_the_o
     db = apsw.Connection(str(replica.path))
     db.execute("ALTER TABLE task RENAME COLUMN title TO name")
     db.close()
-    async with host.prepared(TABLES, {"q": ALL}) as prepared:
+    async with host.prepared("g", TABLES, {"q": ALL}) as prepared:
         assert prepared.hydrations == []
         result = await host.reconcile(object(), TABLES, {"q": ALL}, (), prepared=prepared)
     assert result.added == {"q"}

@@ -48,7 +48,7 @@ class HydrationCancelled(Exception):
     """Nobody waits for the result any more."""
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, slots=True)
 class Hydration:
     """A pipeline at the version of ``reader``, which stays pinned until :meth:`close`."""
 
