@@ -33,6 +33,7 @@ from view_syncer.fan_out import (
     WorkerAdvance,
 )
 from view_syncer.hydrator import Hydrator
+from view_syncer.intake import Intake
 from view_syncer.ivm.encode import ClientTables, Encoder
 from view_syncer.ivm.engine import Engine
 from view_syncer.ivm.hydration import HydrationLimits, HydrationRequest
@@ -71,6 +72,7 @@ class EngineHost:
         on_fatal: Callable[[BaseException], None],
         on_wishes: Callable[[list[IndexWish]], None] | None = None,
         limits: HydrationLimits = HydrationLimits(),  # noqa: B008 (immutable)
+        intake: Intake | None = None,
     ) -> None:
         self._path = Path(path)
         self._on_advance = on_advance
@@ -91,6 +93,7 @@ class EngineHost:
         self._fan_out = FanOut(self._membership)
         self._readers = ReaderPool(self._path, max_idle=1)
         self._hydrator = Hydrator(self._path, limits)
+        self._intake = intake or Intake()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -114,10 +117,26 @@ class EngineHost:
 
     @contextlib.asynccontextmanager
     async def prepared(
-        self, group: Group, client: ClientTables, queries: Mapping[QueryKey, Query]
+        self,
+        group: Group,
+        client: ClientTables,
+        queries: Mapping[QueryKey, Query],
+        *,
+        urgent: bool = False,
     ) -> AsyncIterator[Prepared]:
         """Hydrate those of ``queries`` that nobody runs, on other threads, for a
-        :meth:`reconcile` inside the block. The engine goes on advancing meanwhile."""
+        :meth:`reconcile` inside the block. The engine goes on advancing meanwhile. Only so many
+        blocks are open at a time; ``urgent`` is for whoever has clients that are served."""
+        async with (
+            self._intake.turn(urgent=urgent),
+            self._prepared(group, client, queries) as prepared,
+        ):
+            yield prepared
+
+    @contextlib.asynccontextmanager
+    async def _prepared(
+        self, group: Group, client: ClientTables, queries: Mapping[QueryKey, Query]
+    ) -> AsyncIterator[Prepared]:
         prepared = Prepared()
         try:
             requests = await self._call(lambda e: _requests(e, client, queries, prepared.failed))

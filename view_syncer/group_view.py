@@ -176,7 +176,8 @@ class GroupView:
             return
         assert self.tables is not None
         # Hydrating may take long, so it comes before the hold: pokes of running queries go on.
-        async with self._engine.prepared(self._owner, self.tables, add) as prepared:
+        urgent = not self.cold
+        async with self._engine.prepared(self._owner, self.tables, add, urgent=urgent) as prepared:
             self._advances.check(epoch)
             with self._advances.held():
                 await self._switch(wanted, add, remove, expired, prepared, epoch)

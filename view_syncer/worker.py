@@ -27,6 +27,7 @@ from view_syncer.engine_host import EngineHost
 from view_syncer.fact_keeper import FactKeeper
 from view_syncer.fan_out import GroupUpdate, WorkerAdvance
 from view_syncer.inspector import Inspector
+from view_syncer.intake import Intake
 from view_syncer.ivm.hydration import HydrationLimits
 from view_syncer.maintenance import Intervals, Maintenance
 from view_syncer.mutations import GroupPushes
@@ -95,12 +96,14 @@ class Worker:
         )
         self._index_requests = IndexRequester(version_socket.with_name(index_requests.SOCKET_NAME))
         wanted = config.auto_indexes and config.auto_index_max > 0
+        self._intake = Intake()
         self._engine = EngineHost(
             config.replica.file,
             self._on_advance,
             self._on_fatal,
             self._index_requests.ask if wanted else None,
             HydrationLimits(config.max_rows_per_query, config.max_hydration_seconds),
+            self._intake,
         )
         self._engine.start()
         self._facts = FactKeeper(self._store, self._engine)
@@ -121,6 +124,7 @@ class Worker:
         self._spawn(self._maintenance().run())
         self._spawn(self._facts.run())
         self._spawn(self._keep_alive())
+        self._spawn(self._intake.run())
 
     async def stop(self) -> None:
         """Close every connection, finish what was accepted, release everything."""
@@ -204,6 +208,9 @@ class Worker:
         if handle is not None:
             handle.cancel()
         return group
+
+    def check_load(self) -> None:
+        self._intake.check()
 
     def joined(self, connection: Connection) -> None:
         self._live.add(connection)

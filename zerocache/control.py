@@ -223,7 +223,7 @@ class ChildControl:
                 return
 
     def _receive(self) -> None:
-        for _ in range(64):  # then let the loop turn: a flood of connections must not starve it
+        for _ in range(16):  # then let the loop turn: a flood of connections must not starve it
             try:
                 packet, fds, _flags, _address = socket.recv_fds(self._sock, _MAX_PACKET, 1)
             except BlockingIOError:

@@ -693,8 +693,8 @@ async def test_reset_while_a_query_hydrates_beside_the_engine(
     prepare = engine.prepared
 
     @asynccontextmanager
-    async def prepared(*args: Any) -> AsyncIterator[Any]:
-        async with prepare(*args) as ready:
+    async def prepared(*args: Any, **options: Any) -> AsyncIterator[Any]:
+        async with prepare(*args, **options) as ready:
             monkeypatch.undo()
             group.invalidate()
             await engine.drop(group)
