@@ -22,7 +22,7 @@ from view_syncer.auth import Auth, Authenticator
 from view_syncer.client_group import ClientGroup, Services
 from view_syncer.connection import Connection, Peer, serve
 from view_syncer.context import ConnectionContext
-from view_syncer.cvr.postgres import PostgresRecordStore
+from view_syncer.cvr.postgres import PostgresStore
 from view_syncer.engine_host import EngineHost
 from view_syncer.fact_keeper import FactKeeper
 from view_syncer.fan_out import GroupUpdate, WorkerAdvance
@@ -85,7 +85,7 @@ class Worker:
         self._authenticator = Authenticator(
             config.auth, endpoints=query.enabled and self._mutate.enabled
         )
-        self._store = PostgresRecordStore(
+        self._store = PostgresStore(
             config.cvr.db,
             config.cvr_schema,
             max_connections=max(1, config.cvr.max_conns // max(1, config.num_sync_workers)),

@@ -874,7 +874,9 @@ async def test_replica_of_an_older_generation_does_not_know_the_group(
 
     async with await psycopg.AsyncConnection.connect(database) as db:
         await db.execute(
-            sql.SQL('UPDATE {}.groups SET "replicaVersion" = %s').format(sql.Identifier(schema)),
+            sql.SQL('UPDATE {}.view_groups SET "replicaVersion" = %s').format(
+                sql.Identifier(schema)
+            ),
             ("0z",),
         )
     async with serving(replica, server.config) as restarted:

@@ -1,16 +1,17 @@
-"""Group records in PostgreSQL (``ZERO_CVR_DB``), schema ``{app}_{shard}/cvr``.
+"""View records in PostgreSQL (``ZERO_CVR_DB``), schema ``{app}_{shard}/cvr``.
 
-Owns the tables and what a database failure means to the callers: :class:`StoreUnavailable`, after
-which nothing is known of what was written. Never hands out a record that was half written. Loads
-and saves that come while others are under way go together, as one statement: a wave of
-reconnecting groups costs the database a few round trips, not some per group.
+Owns the connections and what a database failure means to the callers: :class:`StoreUnavailable`,
+after which nothing is known of what was written. Everything is one statement, hence one
+transaction and one round trip; a record is never seen half written. Loads and saves that come
+while others are under way go together: a wave of reconnecting groups costs the database a few
+statements, not some per group.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
-from importlib.resources import files
 from typing import Any, TypeVar
 
 import msgspec
@@ -20,10 +21,21 @@ from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
 from view_syncer.batches import Batches
-from view_syncer.cvr.record import ConfigChange, Desire, GroupRecord, QueryRecord
-from view_syncer.cvr.store import ConcurrentModification, StoreUnavailable
-from zerocache.errors import ConfigurationError
-from zerocache.protocol.client_schema import ClientSchema
+from view_syncer.cvr.postgres_tables import migrate
+from view_syncer.cvr.record import ConfigChange, GroupRecord
+from view_syncer.cvr.rows import DesireRow, GroupRow, QueryRow, Save, record_of, save_of
+from view_syncer.cvr.statements import statement
+from view_syncer.cvr.store import (
+    AuthorForgotten,
+    Checkpoint,
+    ConcurrentModification,
+    Delta,
+    StoredFacts,
+    StoreUnavailable,
+    UnitFacts,
+    UnitWrite,
+)
+from zerocache.errors import ClientFacingError
 from zerocache.protocol.versions import ViewVersion, Watermark
 
 _Connection = AsyncConnection[TupleRow]
@@ -35,123 +47,164 @@ BATCHES_AT_ONCE = 2
 MAX_BATCH = 100
 
 
-class PostgresRecordStore:
-    """A :class:`~view_syncer.cvr.store.RecordStore` over a small connection pool."""
+class PostgresStore:
+    """A :class:`~view_syncer.cvr.store.RecordStore` and
+    :class:`~view_syncer.cvr.store.FactStore` over one small pool of connections."""
 
-    def __init__(self, url: str, schema: str, *, max_connections: int) -> None:
-        self._schema = sql.Identifier(schema)
-        self._lock_name = f"migrate-schema:{schema}"
+    def __init__(
+        self,
+        url: str,
+        schema: str,
+        *,
+        max_connections: int,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._schema = schema
+        self._clock = clock
         self._pool: AsyncConnectionPool[_Connection] = AsyncConnectionPool(
             url,
             min_size=1,
             max_size=max(1, max_connections),
             max_idle=60,
-            kwargs={"application_name": "zero-cvr"},
+            kwargs={"application_name": "zero-cvr", "autocommit": True},
             open=False,
         )
         lanes = min(BATCHES_AT_ONCE, max(1, max_connections))
         self._loads = Batches(self._load_many, key=str, lanes=lanes, max_items=MAX_BATCH)
         self._saves = Batches(self._save_many, key=_group_of, lanes=lanes, max_items=MAX_BATCH)
-        sources = files("view_syncer.cvr")
-        self._load_sql = self._sql(sources.joinpath("load.sql").read_text())
-        self._save_sql = self._sql(sources.joinpath("save.sql").read_text())
+        self._touches = Batches(self._touch_many, key=_first, lanes=1, max_items=MAX_BATCH)
+        self._prepare_statements()
+
+    def _prepare_statements(self) -> None:
+        name = sql.Identifier(self._schema)
+        self._load_sql = statement("postgres_sql", "load", schema=name)
+        self._save_sql = statement("postgres_sql", "save", schema=name)
+        self._touch_sql = statement("postgres_sql", "touch", schema=name)
+        self._author_sql = statement("postgres_sql", "new_author", schema=name)
+        self._write_sql = statement("postgres_sql", "write_facts", schema=name)
+        self._read_sql = statement("postgres_sql", "read_facts", schema=name)
+        self._drop_sql = statement("postgres_sql", "drop_facts", schema=name)
 
     async def open(self) -> None:
         await self._pool.open(wait=True, timeout=30)
-        try:
-            await self._create_tables()
-        except psycopg.errors.InsufficientPrivilege as error:
-            raise ConfigurationError(
-                f"The user of ZERO_CVR_DB may not create the tables it needs: {error}. Grant it "
-                "CREATE on the database, or set ZERO_CVR_DB to one where it has that right."
-            ) from error
-
-    async def _create_tables(self) -> None:
-        ddl = files("view_syncer.cvr").joinpath("schema.sql").read_text()
         async with self._pool.connection() as db:
-            await db.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", (self._lock_name,))
-            await db.execute(self._sql("CREATE SCHEMA IF NOT EXISTS {schema}"))
-            for statement in ddl.split(";"):
-                if statement.strip():
-                    await db.execute(self._sql(statement))
+            await migrate(db, self._schema)
 
     async def close(self) -> None:
         await self._saves.join()
+        await self._touches.join()
         await self._pool.close()
+
+    # -- records -------------------------------------------------------------------------------
 
     async def load(self, group_id: str) -> GroupRecord:
         return await self._loads.run(group_id)
 
     async def save(self, record: GroupRecord, change: ConfigChange, expected: ViewVersion) -> None:
-        # Encoded now: the record may change again while this waits for its turn.
-        written = await self._saves.run(_entry(record, change, expected))
-        if not written:
+        # The rows are taken now: the record may change again while this waits for its turn.
+        if not await self._saves.run(save_of(record, change, expected)):
             raise ConcurrentModification(
                 f"client group {record.group_id!r} is no longer at version {expected.cookie()}: "
                 "another server changed it; its clients must reconnect"
             )
         record.exists = True
 
+    async def touch(self, group_id: str, ttl_clock_ms: float) -> None:
+        await self._touches.run((group_id, ttl_clock_ms))
+
     async def _load_many(self, group_ids: Sequence[str]) -> Sequence[GroupRecord | Exception]:
         return await _apart_if_refused(self._load_batch, group_ids)
 
-    async def _save_many(self, entries: Sequence[Mapping[str, Any]]) -> Sequence[bool | Exception]:
-        return await _apart_if_refused(self._save_batch, entries)
+    async def _save_many(self, saves: Sequence[Save]) -> Sequence[bool | Exception]:
+        return await _apart_if_refused(self._save_batch, saves)
 
-    async def _load_batch(self, group_ids: Sequence[str]) -> list[GroupRecord]:
-        records = {group_id: GroupRecord(group_id) for group_id in group_ids}
-        async with self._connection() as db:
-            # One statement, hence one snapshot: a concurrent save is seen whole or not at all.
-            cursor = await db.execute(self._load_sql, {"groups": list(records)})
-            for row in await cursor.fetchall():
-                _fill(records[row[0]], row)
-        return [records[group_id] for group_id in group_ids]
+    async def _touch_many(self, touches: Sequence[tuple[str, float]]) -> Sequence[Exception | None]:
+        return await _apart_if_refused(self._touch_batch, touches)
 
-    async def _save_batch(self, entries: Sequence[Mapping[str, Any]]) -> list[bool]:
-        # In the same order everywhere, so that two servers do not wait for each other.
-        ordered = sorted(entries, key=_group_of)
-        batch = msgspec.json.encode(ordered).decode()
+    async def _load_batch(self, group_ids: Sequence[str]) -> list[GroupRecord | Exception]:
         async with self._connection() as db:
-            cursor = await db.execute(self._save_sql, {"batch": batch})
-            written = {row[0] for row in await cursor.fetchall()}
-        return [entry["group"] in written for entry in entries]
+            cursor = await db.execute(self._load_sql, {"groups": list(group_ids)})
+            records = {row[0]: _record_or_error(row) for row in await cursor.fetchall()}
+        return [records.get(group_id) or GroupRecord(group_id) for group_id in group_ids]
 
-    async def touch(self, group_id: str, ttl_clock_ms: float) -> None:
+    async def _save_batch(self, saves: Sequence[Save]) -> list[bool]:
+        values = _save_values(saves)
         async with self._connection() as db:
-            await db.execute(
-                self._sql(
-                    "UPDATE {schema}.groups "
-                    'SET "ttlClock" = greatest("ttlClock", %s), "lastActive" = now() '
-                    'WHERE "clientGroupID" = %s'
-                ),
-                (ttl_clock_ms, group_id),
-            )
+            cursor = await db.execute(self._save_sql, {**values, "now": self._clock()})
+            saved = {row[0] for row in await cursor.fetchall()}
+        return [_group_of(save) in saved for save in saves]
+
+    async def _touch_batch(self, touches: Sequence[tuple[str, float]]) -> list[None]:
+        groups, clocks = [group for group, _ in touches], [clock for _, clock in touches]
+        async with self._connection() as db:
+            values = {"groups": groups, "clocks": clocks, "now": self._clock()}
+            await db.execute(self._touch_sql, values)
+        return [None] * len(touches)
+
+    # -- facts ---------------------------------------------------------------------------------
+
+    async def new_author(self) -> int:
+        async with self._connection() as db:
+            cursor = await db.execute(self._author_sql, {"now": self._clock()})
+            row = await cursor.fetchone()
+        assert row is not None
+        return int(row[0])
+
+    async def write_facts(
+        self, author: int, complete_to: Watermark, writes: Sequence[UnitWrite]
+    ) -> None:
+        checkpoints = [(w.unit, c.version, c.body) for w in writes if (c := w.checkpoint)]
+        deltas = [(w.unit, d.version, d.body) for w in writes if (d := w.delta)]
+        drops = [(w.unit, w.drop_before) for w in writes if w.drop_before]
+        values: dict[str, Any] = {
+            "author": author,
+            "complete_to": complete_to,
+            "now": self._clock(),
+            "x_units": [unit for unit, _ in drops],
+            "x_versions": [version for _, version in drops],
+            **_columns("c", checkpoints),
+            **_columns("d", deltas),
+        }
+        async with self._connection() as db:
+            cursor = await db.execute(self._write_sql, values)
+            if await cursor.fetchone() is None:
+                raise AuthorForgotten(
+                    f"author {author} of membership facts is unknown to the database of the view "
+                    "records: it was silent for too long"
+                )
+
+    async def read_facts(self, author: int, units: Collection[str]) -> StoredFacts:
+        values = {"author": author, "units": list(units)}
+        async with self._connection() as db:
+            cursor = await db.execute(self._read_sql, values, binary=True)
+            rows = await cursor.fetchall()
+        return stored_facts(rows)
+
+    async def drop_facts(self, author: int, units: Collection[str]) -> None:
+        async with self._connection() as db:
+            await db.execute(self._drop_sql, {"author": author, "units": list(units)})
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[_Connection]:
-        """A transaction of its own; whatever goes wrong with the database has one name."""
+        """Whatever goes wrong with the database has one name."""
         try:
             async with self._pool.connection() as db:
                 yield db
         except psycopg.Error as error:
             raise StoreUnavailable(
-                f"the database of the client view records failed ({type(error).__name__}: {error})"
+                f"the database of the view records failed ({type(error).__name__}: {error})"
             ) from error
-
-    def _sql(self, text: str) -> sql.Composed:
-        # Only literals and the schema's identifier are ever formatted in.
-        return sql.SQL(text).format(schema=self._schema)
 
 
 async def _apart_if_refused(
     work: Callable[[Sequence[T]], Awaitable[Sequence[R]]], items: Sequence[T]
 ) -> Sequence[R | Exception]:
     """All at once; if the database refuses a value, each alone: what one client sent must not
-    fail the others."""
+    fail the others. Also if two servers got in each other's way: nothing was written then."""
     try:
         return await work(items)
     except StoreUnavailable as error:
-        if len(items) == 1 or not isinstance(error.__cause__, psycopg.DataError):
+        if len(items) == 1 or not isinstance(error.__cause__, _REFUSALS):
             raise
     results: list[R | Exception] = []
     for item in items:
@@ -162,56 +215,84 @@ async def _apart_if_refused(
     return results
 
 
-def _fill(record: GroupRecord, row: TupleRow) -> None:
-    _, state, config, schema, profile, replica, clock, clients, queries, desires = row
-    record.exists = True
-    record.version = ViewVersion(Watermark(state), config)
-    record.client_schema = None if schema is None else ClientSchema.from_json(schema)
-    record.profile_id, record.replica_version = profile, replica
-    record.ttl_clock_ms = clock
-    record.clients = set(clients or ())
-    for query, ast, name, args, got in queries or ():
-        record.queries[query] = QueryRecord(_bytes(ast), name, _bytes(args), got)
-    for client, query, ttl, inactivated in desires or ():
-        record.desires[client, query] = Desire(ttl, inactivated)
+_REFUSALS = (psycopg.DataError, psycopg.errors.DeadlockDetected)
 
 
-def _group_of(entry: Mapping[str, Any]) -> str:
-    return str(entry["group"])
+def _group_of(save: Save) -> str:
+    return save.group.group_id
 
 
-def _entry(record: GroupRecord, change: ConfigChange, expected: ViewVersion) -> dict[str, Any]:
-    """One element of the array that ``save.sql`` takes."""
-    schema = record.client_schema
-    queries = [(q, record.queries.get(q)) for q in change.queries]
-    desires = [(key, record.desires.get(key)) for key in change.desires]
+def _first(touch: tuple[str, float]) -> str:
+    return touch[0]
+
+
+def stored_facts(rows: Sequence[Sequence[Any]]) -> StoredFacts:
+    """From rows (0, -, complete_to, -), (1, unit, version, body) of checkpoints, and (2, unit,
+    version, body) of deltas in their order."""
+    complete_to: Watermark | None = None
+    checkpoints: dict[str, Checkpoint] = {}
+    deltas: dict[str, list[Delta]] = {}
+    for kind, unit, version, body in rows:
+        if kind == 0:
+            complete_to = version
+        elif kind == 1:
+            checkpoints[unit] = Checkpoint(version, body)
+        else:
+            deltas.setdefault(unit, []).append(Delta(version, body))
+    return StoredFacts(
+        complete_to,
+        {
+            unit: UnitFacts(checkpoints.get(unit), deltas.get(unit, []))
+            for unit in checkpoints.keys() | deltas.keys()
+        },
+    )
+
+
+_CLIENTS: msgspec.json.Decoder[list[str]] = msgspec.json.Decoder(list[str])
+_QUERIES: msgspec.json.Decoder[list[QueryRow]] = msgspec.json.Decoder(list[QueryRow])
+_DESIRES: msgspec.json.Decoder[list[DesireRow]] = msgspec.json.Decoder(list[DesireRow])
+
+
+def _record(row: TupleRow) -> GroupRecord:
+    *group, deleted, clients, queries, desires = row
+    return record_of(
+        GroupRow(*group),
+        _CLIENTS.decode(clients),
+        _QUERIES.decode(queries),
+        _DESIRES.decode(desires),
+        deleted=deleted,
+    )
+
+
+def _record_or_error(row: TupleRow) -> GroupRecord | Exception:
+    """A record that cannot be read is its own clients' problem."""
+    try:
+        return _record(row)
+    except ClientFacingError as error:
+        return error
+
+
+def _save_values(saves: Sequence[Save]) -> dict[str, str]:
+    groups = [
+        {
+            "new": save.new,
+            "old_state": save.expected.state,
+            "old_config": save.expected.config,
+            **msgspec.structs.asdict(save.group),
+        }
+        for save in saves
+    ]
+    values: dict[str, list[Any]] = {"groups": groups}
+    for part in ("clients", "queries", "desires"):
+        values[part] = [row for save in saves for row in getattr(save, part)]
+        gone = f"{part}_gone"
+        values[gone] = [row for save in saves for row in getattr(save, gone)]
+    return {name: msgspec.json.encode(rows).decode() for name, rows in values.items()}
+
+
+def _columns(prefix: str, rows: Sequence[tuple[str, str, bytes]]) -> dict[str, list[Any]]:
     return {
-        "group": record.group_id,
-        "new": not record.exists,
-        "state": record.version.state,
-        "config": record.version.config,
-        "schema": None if schema is None else schema.canonical().decode(),
-        "profile": record.profile_id,
-        "replica": record.replica_version,
-        "clock": record.ttl_clock_ms,
-        "old_state": expected.state,
-        "old_config": expected.config,
-        "clients": [c for c in change.clients if c in record.clients],
-        "gone_clients": [c for c in change.clients if c not in record.clients],
-        "queries": [
-            (q, _text(r.ast_json), r.name, _text(r.args_json), r.got)
-            for q, r in queries
-            if r is not None
-        ],
-        "gone_queries": [q for q, r in queries if r is None],
-        "desires": [(*key, d.ttl_ms, d.inactivated_at_ms) for key, d in desires if d is not None],
-        "gone_desires": [key for key, d in desires if d is None],
+        f"{prefix}_units": [unit for unit, _, _ in rows],
+        f"{prefix}_versions": [version for _, version, _ in rows],
+        f"{prefix}_bodies": [body for _, _, body in rows],
     }
-
-
-def _bytes(value: str | None) -> bytes | None:
-    return None if value is None else value.encode()
-
-
-def _text(value: bytes | None) -> str | None:
-    return None if value is None else value.decode()

@@ -18,6 +18,7 @@ from zerocache.protocol.versions import NEVER, ViewVersion, Watermark
 
 DEFAULT_TTL_MS = 300_000.0
 MAX_TTL_MS = 600_000.0
+"""Terms of which a record knows who issued the cookies; clients of older ones start over."""
 
 ClientId = str
 QueryHash = str
@@ -50,13 +51,18 @@ class Desire:
 
 @dataclass(slots=True)
 class QueryRecord:
-    """A query of the group: an AST, or a name with arguments (JSON text). ``got`` once its
-    complete result was part of a poke."""
+    """A query of the group: an AST, or a name with arguments (JSON text). ``got_at`` is the
+    version of the poke that carried its got put; None while it does not run."""
 
     ast_json: bytes | None = None
     name: str | None = None
     args_json: bytes | None = None
-    got: bool = False
+    got_at: ViewVersion | None = None
+    unit: str | None = None
+
+    @property
+    def got(self) -> bool:
+        return self.got_at is not None
 
 
 @dataclass(slots=True)
@@ -85,15 +91,19 @@ class GroupRecord:
 
     ``version`` is the newest one ever promised by a *config* change; data advances move the
     group's version further without writing here (the replica proves them).
+
+    Clients below ``provable_from`` cannot be caught up by differences. A ``deleted`` record was purged: its clients start over.
     """
 
     group_id: str
     version: ViewVersion = NEVER
     exists: bool = False
+    deleted: bool = False
     client_schema: ClientSchema | None = None
     profile_id: str | None = None
     replica_version: Watermark | None = None
     ttl_clock_ms: float = 0.0
+    provable_from: ViewVersion = NEVER
     clients: set[ClientId] = field(default_factory=set)
     queries: dict[QueryHash, QueryRecord] = field(default_factory=dict)
     desires: dict[tuple[ClientId, QueryHash], Desire] = field(default_factory=dict)

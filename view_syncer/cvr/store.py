@@ -1,17 +1,20 @@
-"""Where group records live: the interface every store implements.
+"""Where view records live: the interfaces every store implements.
 
-Durability contract (sync-protocol.md §5.1.4): when :meth:`RecordStore.save` returns, a server that
-loads the record later sees the change. Concurrency contract: a save succeeds only if the stored
-version is still the one the record was loaded or last saved with.
+Durability contract (sync-protocol.md §5.1.4): when a method that writes returns, a server that
+reads later sees the change, whatever happens to this one. Concurrency contract: a record is saved
+only if the stored version is still the one it was loaded or last saved with.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
+
+import msgspec
 
 from view_syncer.cvr.record import ConfigChange, GroupRecord
 from zerocache.errors import ZerocacheError
-from zerocache.protocol.versions import ViewVersion
+from zerocache.protocol.versions import ViewVersion, Watermark
 
 
 class ConcurrentModification(ZerocacheError):
@@ -24,6 +27,10 @@ class StoreUnavailable(ZerocacheError):
     """The store failed; whether the last change was written is unknown."""
 
     code = "ZC540"
+
+
+class AuthorForgotten(StoreUnavailable):
+    """The author was silent for too long, and what it wrote is gone."""
 
 
 class RecordStore(Protocol):
@@ -42,3 +49,66 @@ class RecordStore(Protocol):
 
     async def touch(self, group_id: str, ttl_clock_ms: float) -> None:
         """Note that the group is alive and how far its TTL clock is; that never goes back."""
+
+
+class Checkpoint(msgspec.Struct, frozen=True):
+    """All there is to know of a unit at ``version``."""
+
+    version: Watermark
+    body: bytes
+
+
+class Delta(msgspec.Struct, frozen=True):
+    """What happened to a unit up to ``version``, the newest one that occurs in it."""
+
+    version: Watermark
+    body: bytes
+
+
+class UnitWrite(msgspec.Struct, frozen=True):
+    """``checkpoint`` replaces the author's one of this unit; ``delta`` is kept beside the others,
+    except those below ``drop_before``. One of the same version is replaced."""
+
+    unit: str
+    checkpoint: Checkpoint | None = None
+    delta: Delta | None = None
+    drop_before: Watermark | None = None
+
+
+class UnitFacts(msgspec.Struct, frozen=True):
+    """``deltas`` in the order of their versions."""
+
+    checkpoint: Checkpoint | None
+    deltas: list[Delta]
+
+
+class StoredFacts(msgspec.Struct, frozen=True):
+    """``complete_to`` is None if the author is unknown. Units without any facts are left out."""
+
+    complete_to: Watermark | None
+    units: Mapping[str, UnitFacts]
+
+
+class FactStore(Protocol):
+    """Facts about units (queries as the engine runs them), by the author that wrote them: one
+    life of one worker. Bodies mean nothing here.
+
+    * An author writes one thing at a time, and after a failure cannot know what is stored.
+    * It writes at least every few minutes, if only its ``complete_to``: an author that was silent
+      for long is forgotten.
+    """
+
+    async def new_author(self) -> int:
+        """A number from 1 on, larger than any that was given out before."""
+
+    async def write_facts(
+        self, author: int, complete_to: Watermark, writes: Sequence[UnitWrite]
+    ) -> None:
+        """All of ``writes`` and the author's ``complete_to``, or nothing; :class:`AuthorForgotten`
+        if there is no such author (any more)."""
+
+    async def read_facts(self, author: int, units: Collection[str]) -> StoredFacts:
+        """What ``author`` wrote of ``units``, as of one moment."""
+
+    async def drop_facts(self, author: int, units: Collection[str]) -> None:
+        """Forget all that ``author`` wrote of ``units``."""

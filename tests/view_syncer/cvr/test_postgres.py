@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import psycopg
 import pytest
 
 from tests.conftest import PostgresCluster
-from view_syncer.cvr.postgres import PostgresRecordStore
+from view_syncer.cvr.postgres import PostgresStore
 from view_syncer.cvr.record import ConfigChange, GroupRecord
 from view_syncer.cvr.store import ConcurrentModification, StoreUnavailable
-from zerocache.errors import ConfigurationError
+from zerocache.errors import ClientFacingError, ConfigurationError
 from zerocache.protocol.client_schema import ClientSchema
 from zerocache.protocol.messages import DeleteQuery, PutQuery
 from zerocache.protocol.versions import NEVER, ViewVersion, Watermark
@@ -21,14 +20,6 @@ from zerocache.protocol.versions import NEVER, ViewVersion, Watermark
 SCHEMA = ClientSchema.from_json(
     b'{"tables":{"t":{"columns":{"id":{"type":"string"}},"primaryKey":["id"]}}}'
 )
-
-
-@pytest.fixture
-async def store(database: str) -> AsyncIterator[PostgresRecordStore]:
-    store = PostgresRecordStore(database, "app_0/cvr", max_connections=3)
-    await store.open()
-    yield store
-    await store.close()
 
 
 def version(state: str, config: int = 0) -> ViewVersion:
@@ -39,6 +30,7 @@ def new_record(change: ConfigChange) -> GroupRecord:
     record = GroupRecord("g", version=version("00", 1), client_schema=SCHEMA, profile_id="p")
     record.replica_version = Watermark("110")
     record.ttl_clock_ms = 12.5
+    record.provable_from = version("00", 1)
     record.add_client("c1", change)
     ast = b'{ "table":"t", "limit":100000000000000000000 }'
     ops = [
@@ -47,17 +39,18 @@ def new_record(change: ConfigChange) -> GroupRecord:
     ]
     record.apply_query_ops("c1", ops, 0, change)
     record.apply_query_ops("c1", [DeleteQuery("ast")], 3.25, change)
-    record.queries["named"].got = True
+    record.queries["named"].got_at = version("00", 1)
+    record.queries["named"].unit = "unit-1"
     return record
 
 
-async def test_unknown_group_is_a_fresh_record(store: PostgresRecordStore) -> None:
+async def test_unknown_group_is_a_fresh_record(store: PostgresStore) -> None:
     record = await store.load("nobody")
     assert not record.exists
     assert record.version == NEVER
 
 
-async def test_saved_record_is_loaded_as_it_was(store: PostgresRecordStore) -> None:
+async def test_saved_record_is_loaded_as_it_was(store: PostgresStore) -> None:
     change = ConfigChange()
     record = new_record(change)
     await store.save(record, change, NEVER)
@@ -67,7 +60,7 @@ async def test_saved_record_is_loaded_as_it_was(store: PostgresRecordStore) -> N
     assert loaded.queries["ast"].ast_json == record.queries["ast"].ast_json
 
 
-async def test_removed_parts_are_gone(store: PostgresRecordStore) -> None:
+async def test_removed_parts_are_gone(store: PostgresStore) -> None:
     change = ConfigChange()
     record = new_record(change)
     await store.save(record, change, NEVER)
@@ -80,7 +73,7 @@ async def test_removed_parts_are_gone(store: PostgresRecordStore) -> None:
 
 
 async def test_save_on_another_version_fails_and_writes_nothing(
-    store: PostgresRecordStore,
+    store: PostgresStore,
 ) -> None:
     change = ConfigChange()
     record = new_record(change)
@@ -96,7 +89,7 @@ async def test_save_on_another_version_fails_and_writes_nothing(
     assert (await store.load("g")).clients == {"c1"}
 
 
-async def test_only_one_of_two_first_saves_succeeds(store: PostgresRecordStore) -> None:
+async def test_only_one_of_two_first_saves_succeeds(store: PostgresStore) -> None:
     """sync-protocol.md §10 #37"""
 
     async def first() -> None:
@@ -107,7 +100,7 @@ async def test_only_one_of_two_first_saves_succeeds(store: PostgresRecordStore) 
     assert sorted(type(o).__name__ for o in outcomes) == ["ConcurrentModification", "NoneType"]
 
 
-async def test_ttl_clock_never_goes_back(store: PostgresRecordStore) -> None:
+async def test_ttl_clock_never_goes_back(store: PostgresStore) -> None:
     change = ConfigChange()
     await store.save(new_record(change), change, NEVER)
     await store.touch("g", 100)
@@ -116,7 +109,7 @@ async def test_ttl_clock_never_goes_back(store: PostgresRecordStore) -> None:
     await store.touch("nobody", 1)
 
 
-async def test_versions_compare_as_bytes(store: PostgresRecordStore, database: str) -> None:
+async def test_versions_compare_as_bytes(store: PostgresStore, database: str) -> None:
     async with await psycopg.AsyncConnection.connect(database) as db:
         rows = await (
             await db.execute(
@@ -132,13 +125,13 @@ async def test_versions_compare_as_bytes(store: PostgresRecordStore, database: s
 
 
 async def test_opening_twice_at_once_is_fine(database: str) -> None:
-    stores = [PostgresRecordStore(database, "x/cvr", max_connections=1) for _ in range(4)]
+    stores = [PostgresStore(database, "x/cvr", max_connections=1) for _ in range(4)]
     await asyncio.gather(*(store.open() for store in stores))
     await asyncio.gather(*(store.close() for store in stores))
 
 
 async def test_value_the_database_refuses_is_named_as_the_stores_failure(
-    store: PostgresRecordStore,
+    store: PostgresStore,
 ) -> None:
     change = ConfigChange()
     record = GroupRecord("g", version=version("00", 1))
@@ -149,7 +142,7 @@ async def test_value_the_database_refuses_is_named_as_the_stores_failure(
 
 
 async def test_value_the_database_refuses_fails_only_the_group_it_belongs_to(
-    store: PostgresRecordStore,
+    store: PostgresStore,
 ) -> None:
     async def save(number: int) -> None:
         change = ConfigChange()
@@ -163,8 +156,25 @@ async def test_value_the_database_refuses_fails_only_the_group_it_belongs_to(
     assert [r.clients for r in records] == [set() if n % 5 == 0 else {"c"} for n in range(20)]
 
 
+async def test_record_that_cannot_be_read_fails_only_its_group(
+    store: PostgresStore, database: str
+) -> None:
+    for group in ("bad", "good"):
+        await store.save(GroupRecord(group, client_schema=SCHEMA), ConfigChange(), NEVER)
+    async with await psycopg.AsyncConnection.connect(database) as db:
+        await db.execute(
+            """UPDATE "app_0/cvr".view_groups SET "clientSchema" = '7' """
+            """WHERE "clientGroupID" = 'bad'"""
+        )
+    names = ["first", "bad", "good", "new"]
+    loads = (store.load(group) for group in names)
+    first, bad, good, new = await asyncio.gather(*loads, return_exceptions=True)
+    assert isinstance(bad, ClientFacingError)
+    assert [isinstance(r, GroupRecord) for r in (first, good, new)] == [True, True, True]
+
+
 async def test_wave_of_groups_costs_few_statements(
-    store: PostgresRecordStore, monkeypatch: pytest.MonkeyPatch
+    store: PostgresStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
     original = store._connection
@@ -190,7 +200,7 @@ async def test_wave_of_groups_costs_few_statements(
 
 
 async def test_lost_connections_are_the_stores_failure_and_pass(
-    store: PostgresRecordStore, postgres: PostgresCluster, database: str
+    store: PostgresStore, postgres: PostgresCluster, database: str
 ) -> None:
     await store.load("g")
     name = database.rsplit("/", 1)[1]
@@ -216,7 +226,7 @@ async def test_missing_right_to_create_tables_is_a_matter_of_configuration(
     postgres.psql("DROP ROLE IF EXISTS reader_only")
     postgres.psql("CREATE ROLE reader_only LOGIN")
     url = database.replace("postgres@", "reader_only@")
-    store = PostgresRecordStore(url, "y/cvr", max_connections=1)
+    store = PostgresStore(url, "y/cvr", max_connections=1)
     with pytest.raises(ConfigurationError, match="ZERO_CVR_DB"):
         await store.open()
     await store.close()

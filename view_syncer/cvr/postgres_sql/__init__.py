@@ -1,0 +1,1 @@
+"""The statements of the PostgreSQL store; ``{schema}`` is the schema of the view records."""
