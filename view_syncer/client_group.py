@@ -48,7 +48,7 @@ from zerocache.errors import ClientFacingError, QueryError
 from zerocache.protocol import downstream
 from zerocache.protocol.client_schema import ClientSchema
 from zerocache.protocol.messages import ChangeDesiredQueries, DeleteClients, InitConnection
-from zerocache.protocol.versions import MAX_CONFIG, ViewVersion, Watermark
+from zerocache.protocol.versions import ViewVersion, Watermark
 
 log = structlog.get_logger(__name__)
 
@@ -351,7 +351,7 @@ class ClientGroup:
         if self._loaded:
             return
         record = await self._keeper.load()
-        self._restart(record.version)
+        self._audience.restart(record.version)
         _, replica_version, _ = await self._services.engine.state()
         newer = record.replica_version is not None and record.replica_version > replica_version
         if newer or not await self._services.queries.wait_for_version(
@@ -391,17 +391,7 @@ class ClientGroup:
                 f"Cookie {base.cookie()} is of a state this server's replica never had.",
             )
         if base > self._audience.version:
-            self._restart(base)
-
-    def _restart(self, version: ViewVersion) -> None:
-        """Be at a version that this object did not make."""
-        self._audience.restart(version)
-        if version.issuer > self._services.facts.author:
-            # What follows at this state must count on from another one's number, so cookies of
-            # this state do not tell any more who made them.
-            self._record.provable_from = max(
-                self._record.provable_from, ViewVersion(version.state, MAX_CONFIG)
-            )
+            self._audience.restart(base)
 
     async def _check_schema(self, schema: ClientSchema) -> None:
         services = self._services

@@ -193,9 +193,7 @@ class EngineHost:
         self, group: Group, client: ClientTables, held: frozenset[RowKey], base: Watermark
     ) -> FullView:
         """What a client that has the rows ``held`` of version ``base`` needs to have it all."""
-        return await self._call(
-            lambda e: self._fan_out.difference(e, group, client, held, base)
-        )
+        return await self._call(lambda e: self._fan_out.difference(e, group, client, held, base))
 
     async def take_moves(self, *, all_due: bool = False) -> Taken:
         """What moved in and out of the queries here since the last call."""
@@ -352,7 +350,10 @@ class EngineHost:
             reader.close()
             raise
         engine = self._engine
-        behind = (reader.version, reader.replica_version) != (engine.version, engine.replica_version)
+        behind = (reader.version, reader.replica_version) != (
+            engine.version,
+            engine.replica_version,
+        )
         if behind or self._membership.unit(unit_id) is not unit:
             self._readers.give_back(reader)
             self._membership.postpone(unit)

@@ -23,6 +23,7 @@ import structlog
 
 from view_syncer.cvr.facts import Move, RowKey, UnitHistory, pack
 from view_syncer.cvr.store import (
+    AuthorForgotten,
     Checkpoint,
     Delta,
     FactStore,
@@ -31,7 +32,7 @@ from view_syncer.cvr.store import (
 )
 from view_syncer.engine_host import EngineHost
 from view_syncer.membership import CHECKPOINT_AGE_S, Taken, UnitId
-from zerocache.protocol.versions import NO_STATE, ViewVersion, Watermark
+from zerocache.protocol.versions import NO_STATE, NOBODY, ViewVersion, Watermark
 
 log = structlog.get_logger(__name__)
 
@@ -39,6 +40,7 @@ FLUSH_DELAY_S = 0.25
 """How long moves are collected; also what a crash makes unprovable."""
 MAX_UNWRITTEN_MOVES = 200_000
 """Moves kept while the store is away. Beyond, this author falls silent."""
+HEARTBEAT_S = 300.0
 MAX_CACHED_KEYS = 500_000
 
 
@@ -73,21 +75,30 @@ class FactKeeper:
         """The first version of this author at ``state``."""
         return ViewVersion.of_issuer(self.author, state)
 
+    def version_after(self, present: ViewVersion) -> ViewVersion:
+        """The first version at the same state that may be given out after ``present``. Where
+        a younger author was here already, nobody's: such a cookie cannot be looked up."""
+        author = NOBODY if present.issuer > self.author else self.author
+        return ViewVersion.of_issuer(author, present.state)
+
     def advanced(self) -> None:
         self._moved.set()
 
     async def run(self) -> None:
         while True:
+            idle = False
             try:
                 async with asyncio.timeout(
-                    CHECKPOINT_AGE_S if self._engine.has_unwritten() else None
+                    CHECKPOINT_AGE_S if self._engine.has_unwritten() else HEARTBEAT_S
                 ):
                     await self._moved.wait()
             except TimeoutError:
-                pass  # nothing moved, but queries have become old enough to be written down
+                # Nothing moved, but queries have become old enough to be written down; or the
+                # store must be told that this author is still there.
+                idle = True
             await asyncio.sleep(FLUSH_DELAY_S)
             self._moved.clear()
-            await self.flush()
+            await self.flush(always=idle)
 
     async def close(self, timeout_s: float) -> None:
         """Write down everything, for the clients that come back to another worker."""
@@ -101,21 +112,28 @@ class FactKeeper:
 
     # -- writing ---------------------------------------------------------------------------------
 
-    async def flush(self, *, final: bool = False) -> None:
-        """Write what moved up to now. A failing store is tried again with the next flush."""
+    async def flush(self, *, final: bool = False, always: bool = False) -> None:
+        """Write what moved up to now; with ``always`` also if nothing did. A failing store is
+        tried again with the next flush."""
         async with self._lock:
             if self._silent:
                 return
             taken = await self._engine.take_moves(all_due=final)
             for unit, moves in taken.moves.items():
                 self._unwritten.setdefault(unit, []).extend(moves)
-            if taken.version == self._complete_to and not self._unwritten and not taken.due:
+            nothing = not self._unwritten and not taken.due
+            if taken.version == self._complete_to and nothing and not always:
                 return
             writes = [*self._deltas(), *await self._checkpoints(taken)]
             try:
                 await self._store.write_facts(self.author + 1, taken.version, writes)
+            except AuthorForgotten as error:
+                self._fall_silent(str(error))
             except StoreUnavailable as error:
-                self._give_up_if_hopeless(error)
+                self._moved.set()
+                log.warning("facts_not_written", reason=str(error))
+                if sum(map(len, self._unwritten.values())) > MAX_UNWRITTEN_MOVES:
+                    self._fall_silent("the store was away for too long")
             else:
                 self._unwritten.clear()
                 self._complete_to = taken.version
@@ -142,14 +160,11 @@ class FactKeeper:
                 writes.append(UnitWrite(unit, checkpoint, drop_before=members.since))
         return writes
 
-    def _give_up_if_hopeless(self, error: StoreUnavailable) -> None:
-        self._moved.set()
-        log.warning("facts_not_written", reason=str(error))
-        if sum(map(len, self._unwritten.values())) > MAX_UNWRITTEN_MOVES:
-            # Never again: what is written would have a hole.
-            log.error("facts_given_up", reason="the store was away for too long")
-            self._silent = True
-            self._unwritten.clear()
+    def _fall_silent(self, reason: str) -> None:
+        """Never write again: there would be a hole. Who returns starts over instead."""
+        log.error("facts_given_up", reason=reason)
+        self._silent = True
+        self._unwritten.clear()
 
     # -- reading ---------------------------------------------------------------------------------
 

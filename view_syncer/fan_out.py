@@ -55,8 +55,8 @@ class WorkerAdvance:
 class Reconciled:
     """Outcome of changing a group's set of queries, at ``version``.
 
-    ``added`` queries run now, as ``units``; ``failed`` ones do not. ``puts`` and ``dels`` are the row
-    differences against what the group's queries yielded before.
+    ``added`` queries run now, as ``units``; ``failed`` ones do not. ``puts`` and ``dels`` are the
+    row differences against what the group's queries yielded before.
     """
 
     version: Watermark

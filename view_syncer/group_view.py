@@ -25,9 +25,9 @@ from view_syncer.bodies import (
     wiping,
 )
 from view_syncer.context import ConnectionContext
+from view_syncer.cvr.facts import RowKey
 from view_syncer.cvr.keeper import RecordKeeper
 from view_syncer.cvr.record import ConfigChange, GroupRecord, QueryHash
-from view_syncer.cvr.facts import RowKey
 from view_syncer.engine_host import EngineHost
 from view_syncer.fact_keeper import FactKeeper
 from view_syncer.fan_out import Group, Prepared
@@ -137,7 +137,13 @@ class GroupView:
             if change.bump or not self._record.exists:
                 body = config_body(self._next_config(), change)
             await self._keeper.save(change, present if body is None else body.version)
-            if body is not None:
+            if body is None:
+                return
+            if self._has_gap:
+                # Everybody is about to be brought here by one poke. What is poked before would
+                # only replace a cookie whose rows are known by one that nobody knows.
+                self._audience.restart(body.version)
+            else:
                 self._audience.emit(body)
 
     async def reconcile(
@@ -226,18 +232,18 @@ class GroupView:
         group got to its present version must not reuse a data version: before it was made, that
         cookie may have been issued for other contents."""
         present = self._audience.version
-        first = self._facts.version(state)
-        if first > present and state > present.state:
+        if state > present.state:
+            first = self._facts.version(state)
             return replace(first, config=first.config + 1) if self._has_gap else first
-        return max(first, replace(present, config=present.config + 1))
+        return self._next_config()
 
     def _next_config(self) -> ViewVersion:
-        """The version of a poke without rows."""
+        """The next version at the same state."""
         present = self._audience.version
         following = replace(present, config=present.config + 1)
         if present.state == NO_STATE:
             return following  # nothing was hydrated yet, so there are no facts to be looked up
-        return max(self._facts.version(present.state), following)
+        return max(self._facts.version_after(present), following)
 
     @property
     def _has_gap(self) -> bool:

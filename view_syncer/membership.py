@@ -133,7 +133,7 @@ class MembershipLog:
             # A unit may have ended and begun again since the last time.
             moves.setdefault(unit.id, []).extend(unit.pending)
             unit.pending = []
-            if unit.written is not None and unit.moved > max(MIN_MOVED, 4 * unit.pipeline.row_count()):
+            if unit.written is not None and _moved_a_lot(unit):
                 due.append(unit.id)
         self._dirty.clear()
         old_enough_s = self._clock() - (0.0 if all_due else CHECKPOINT_AGE_S)
@@ -158,3 +158,7 @@ class MembershipLog:
     def waiting(self) -> bool:
         """Whether units have never been written down."""
         return bool(self._young)
+
+
+def _moved_a_lot(unit: Unit) -> bool:
+    return unit.moved > MIN_MOVED and unit.moved > 4 * unit.pipeline.row_count()

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.protocol_client import DesiredQuery, ast_query
+from benchmarks.protocol_client import DesiredQuery, ServerError, ast_query
 from benchmarks.sync_state import SyncState
 from tests.view_syncer.server import (
     ALL_TAGS,
@@ -58,8 +58,10 @@ def ops(client: TestClient) -> list[tuple[str, str]]:
     return sorted(op for poke in client.pokes for op in row_ops(poke))
 
 
-async def returned(server: Server, state: SyncState, *queries: DesiredQuery) -> TestClient:
-    client = server.client(*queries, state=state)
+async def returned(server: Server, state: SyncState, client_id: str | None = None) -> TestClient:
+    """``client_id`` of a client the group knows: one poke then says it all."""
+    known = {} if client_id is None else {"client_id": client_id}
+    client = server.client(state=state, **known)
     await client.connect()
     await client.wait_for(lambda: client.session.poke_count > 0)
     return client
@@ -90,7 +92,7 @@ async def test_after_a_restart_only_what_changed_is_sent(replica: Replica, serve
     await server.stop()
     replica.write(edit_task("a", title="A2"), delete_task("b"), put_task("d", title="D"))
     async with serving(replica, server.config) as restarted:
-        again = await returned(restarted, client.state)
+        again = await returned(restarted, client.state, client.client_id)
         assert ops(again) == [("del", "b"), ("put", "a"), ("put", "d")]
         assert again.titles == {"a": "A2", "c": "C", "d": "D"}
 
@@ -101,7 +103,7 @@ async def test_after_a_restart_without_changes_no_row_is_sent(
     client = await server.connected(ALL_TASKS)
     await server.stop()
     async with serving(replica, server.config) as restarted:
-        again = await returned(restarted, client.state)
+        again = await returned(restarted, client.state, client.client_id)
         assert ops(again) == []
         assert set(again.titles) == {"a", "b", "c"}
 
@@ -122,11 +124,24 @@ async def test_every_earlier_cookie_can_be_returned_to_another_server(
         for state in states:
             missing = {"x", "y"} - {key[0] for key in state.table("task")}
             extra = {key[0] for key in state.table("task")} - {"x", "y"}
-            again = await returned(restarted, state)
-            assert ops(again) == sorted(
-                [("del", k) for k in extra] + [("put", k) for k in missing]
-            )
+            again = await returned(restarted, state, client.client_id)
+            assert ops(again) == sorted([("del", k) for k in extra] + [("put", k) for k in missing])
             assert set(again.titles) == {"x", "y"}
+
+
+async def test_page_that_is_loaded_again_after_a_restart_is_sent_what_changed(
+    replica: Replica, server: Server
+) -> None:
+    """A new client of the group, with the rows of another."""
+    client = await server.connected(ALL_TASKS)
+    await server.stop()
+    replica.write(delete_task("b"))
+    async with serving(replica, server.config) as restarted:
+        again = restarted.client(ALL_TASKS, state=copied(client.state))
+        await again.connect()
+        await again.wait_for(lambda: "b" not in again.titles)
+        assert ops(again) == [("del", "b")]
+        assert again.client_id in again.state.desired
 
 
 async def test_a_group_that_was_gone_for_long_is_sent_what_changed(
@@ -138,7 +153,7 @@ async def test_a_group_that_was_gone_for_long_is_sent_what_changed(
     client.close()
     await until(lambda: server.group() is None)
     replica.write(edit_task("a", title="A2"), delete_task("b"))
-    again = await returned(server, client.state)
+    again = await returned(server, client.state, client.client_id)
     assert ops(again) == [("del", "b"), ("put", "a")]
 
 
@@ -153,7 +168,7 @@ async def test_query_that_came_while_a_client_was_away_is_sent_whole(
     await client.wait_cookie(replica.write(put_tag("t", "T")))
     await server.stop()
     async with serving(replica, server.config) as restarted:
-        again = await returned(restarted, away)
+        again = await returned(restarted, away, client.client_id)
         assert ops(again) == [("put", "t")]
         assert again.state.got == {ALL_TASKS.hash, ALL_TAGS.hash}
 
@@ -169,7 +184,7 @@ async def test_query_that_went_while_a_client_was_away_leaves_nothing(
     await client.wait_for(lambda: brief.hash not in client.state.got)
     await server.stop()
     async with serving(replica, server.config) as restarted:
-        again = await returned(restarted, away)
+        again = await returned(restarted, away, client.client_id)
         assert again.state.rows == {}
         assert again.state.got == {ALL_TAGS.hash}
 
@@ -180,7 +195,7 @@ async def test_row_that_took_the_key_of_another_is_sent(replica: Replica, server
     replica.write(delete_task("a"))
     replica.write(put_task("a", title="A", n=7))
     async with serving(replica, server.config) as restarted:
-        again = await returned(restarted, client.state)
+        again = await returned(restarted, client.state, client.client_id)
         assert ops(again) == [("put", "a")]
         assert [row["n"] for row in again.state.rows.values()] == [7]
 
@@ -198,7 +213,7 @@ async def test_cookie_of_the_moment_before_a_crash_gets_the_whole_view(
     await server.stop()
     replica.write(delete_task("d"), delete_task("a"))
     async with serving(replica, server.config) as restarted:
-        again = await returned(restarted, client.state)
+        again = await returned(restarted, client.state, client.client_id)
         assert ("clear", "None") in ops(again)
         assert set(again.titles) == {"b", "c"}
 
@@ -212,7 +227,7 @@ async def test_cookie_of_before_a_crash_that_is_written_down_gets_what_changed(
     await server.stop()
     replica.write(delete_task("a"))
     async with serving(replica, server.config) as restarted:
-        again = await returned(restarted, client.state)
+        again = await returned(restarted, client.state, client.client_id)
         assert ops(again) == [("del", "a")]
 
 
@@ -238,7 +253,7 @@ async def test_facts_that_cannot_be_written_cost_no_client_its_pokes(
     await server.stop()
     replica.write(delete_task("b"))
     async with serving(replica, server.config) as restarted:
-        again = await returned(restarted, state)
+        again = await returned(restarted, state, client.client_id)
         assert ops(again) == [("del", "b")]
 
 
@@ -251,7 +266,7 @@ async def test_group_that_two_servers_serve_at_once(replica: Replica, server: Se
     one = await server.connected(FIRST_TASKS)
     await written_down(server)
     async with serving(replica, server.config) as other:
-        two = await returned(other, copied(one.state))
+        two = await returned(other, copied(one.state), one.client_id)
         await written_down(other)
         version = replica.write(put_task("x", title="X", n=-1))
         await one.wait_cookie(version)
@@ -261,8 +276,12 @@ async def test_group_that_two_servers_serve_at_once(replica: Replica, server: Se
         await written_down(other)
         replica.write(delete_task("x"))
         await one.wait_for(lambda: "x" not in one.titles)
-        back = await returned(server, before)
-        assert back.titles == one.titles
+        with pytest.raises(ServerError, match="Rehome"):
+            # This server did not know that the other one had changed the record.
+            await returned(server, copied(before))
+        back = await returned(server, copied(before))
+        await back.wait_for(lambda: "x" not in back.titles)
+        assert ("clear", "None") not in ops(back)
         assert ViewVersion.from_cookie(str(before.cookie)).issuer == other.worker._facts.author
 
 
@@ -310,7 +329,7 @@ async def maybe_restarted(
 async def test_whoever_returns_has_what_a_new_client_has(
     seed: int, replica: Replica, database: str, app_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rng = random.Random(seed)  # noqa: S311
+    rng = random.Random(seed)
     monkeypatch.setattr(membership, "CHECKPOINT_AGE_S", 0.0)
     monkeypatch.setattr(worker, "LINGER_S", rng.choice([0.0, 30.0]))
     tasks, tags = {"a", "b", "c"}, set[str]()

@@ -18,7 +18,6 @@ from zerocache.protocol.versions import NEVER, ViewVersion, Watermark
 
 DEFAULT_TTL_MS = 300_000.0
 MAX_TTL_MS = 600_000.0
-"""Terms of which a record knows who issued the cookies; clients of older ones start over."""
 
 ClientId = str
 QueryHash = str
@@ -92,7 +91,8 @@ class GroupRecord:
     ``version`` is the newest one ever promised by a *config* change; data advances move the
     group's version further without writing here (the replica proves them).
 
-    Clients below ``provable_from`` cannot be caught up by differences. A ``deleted`` record was purged: its clients start over.
+    Clients below ``provable_from`` cannot be caught up by differences. A ``deleted`` record was
+    purged: its clients start over.
     """
 
     group_id: str

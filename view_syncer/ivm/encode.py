@@ -139,7 +139,9 @@ class Encoder:
             if change.edited:
                 self._rekeyed(old, new, sql, table, change.edited, patch)
             if change.entered:
-                patch.keys.extend(text for _, _, text in self._dels(new, sql, table, change.entered))
+                patch.keys.extend(
+                    text for _, _, text in self._dels(new, sql, table, change.entered)
+                )
             current = change.entered | change.edited
             if current:
                 patch.puts.extend(text for _, text in _encoded(new, sql.put, table, current))

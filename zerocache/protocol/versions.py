@@ -23,6 +23,8 @@ _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 _MAX_DIGITS = 36
 MAX_CONFIG = 2**53 - 1
 _ISSUER_SHIFT = 20
+NOBODY = MAX_CONFIG >> _ISSUER_SHIFT
+"""An issuer that never wrote down anything."""
 
 
 def lexi_encode(number: int) -> str:

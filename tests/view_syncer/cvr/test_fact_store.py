@@ -50,10 +50,11 @@ async def test_delta_of_the_same_version_replaces_it(store: PostgresStore) -> No
 
 
 async def test_facts_are_read_by_author_and_unit(store: PostgresStore) -> None:
+    a, b = await store.new_author(), await store.new_author()
     a = await store.new_author()
     b = await store.new_author()
     await store.write_facts(
-        "a", V1, [UnitWrite("u", None, Delta(V1, b"au")), UnitWrite("v", None, Delta(V1, b"av"))]
+        a, V1, [UnitWrite("u", None, Delta(V1, b"au")), UnitWrite("v", None, Delta(V1, b"av"))]
     )
     await store.write_facts(b, V2, [UnitWrite("u", None, Delta(V2, b"bu"))])
     read = await store.read_facts(a, {"u"})

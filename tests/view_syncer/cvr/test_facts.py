@@ -53,9 +53,7 @@ def test_members_at_every_version_are_those_that_were(
 
 
 @given(lives(), st.integers(0, 11))
-def test_nothing_is_told_of_versions_before_the_beginning(
-    life: list[set[str]], since: int
-) -> None:
+def test_nothing_is_told_of_versions_before_the_beginning(life: list[set[str]], since: int) -> None:
     members = Members(version(since + 1), sorted(life[0]))
     history = UnitHistory.read(UnitFacts(Checkpoint(version(since + 2), pack(members)), []))
     assert history is not None
