@@ -13,7 +13,6 @@ import signal
 import sys
 from pathlib import Path
 
-import apsw
 import structlog
 
 from replication_manager.indexes import IndexKeeper, IndexLimits
@@ -59,14 +58,6 @@ async def serve(config: Config, control: ChildControl, runtime_dir: Path) -> int
         log.error("replication_displaced", code=error.code, reason=str(error))
         control.fatal(f"{error.code}: {error}", _EXIT_DISPLACED)
         return _EXIT_DISPLACED
-    except (apsw.FullError, apsw.IOError, OSError) as error:
-        log.error(
-            "replica_not_writable",
-            file=config.replica.file,
-            reason=f"{type(error).__name__}: {error}",
-            advice="nothing was acknowledged upstream; free disk space, then it goes on",
-        )
-        return _EXIT_FAILED
     except ZerocacheError as error:
         log.error("replication_failed", code=error.code, reason=str(error))
         return _EXIT_FAILED

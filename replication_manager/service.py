@@ -20,6 +20,7 @@ import apsw
 import psycopg
 import structlog
 
+from replication_manager.announcer import HiddenAnnouncer
 from replication_manager.applier import Applier
 from replication_manager.backfill import Backfiller
 from replication_manager.history import read_history, require_same_past
@@ -28,7 +29,7 @@ from replication_manager.initial_sync import SyncSettings, run_initial_sync
 from replication_manager.local_replica import require_usable
 from replication_manager.memory import return_free_memory
 from replication_manager.position import SlotPosition
-from replication_manager.schema_drift import SchemaWatch, drift_error, schema_differences
+from replication_manager.schema_drift import SchemaWatch, by_name, drift_error, schema_differences
 from replication_manager.schema_events import SchemaEvents
 from replication_manager.schema_guard import SchemaGuard
 from replication_manager.signals import Stopped, StopSignal
@@ -53,6 +54,7 @@ from zerocache.postgres.connection import connect, is_transient
 from zerocache.postgres.setup import Upstream, set_up_upstream
 from zerocache.postgres.shard import ShardNames
 from zerocache.protocol.versions import Watermark, lsn_from_watermark
+from zerocache.replica import damage
 from zerocache.replica.layout import load_tables
 from zerocache.replica.reader import open_replica, read_state
 from zerocache.replica.writer import ReplicaWriter
@@ -63,6 +65,8 @@ _LONGEST_BACKOFF_S = 15.0
 _STARTUP_PATIENCE_S = 60.0
 _STABLE_AFTER_S = 30.0
 # With these the server ends a stream that can never get further.
+# Of the disk, or of the limits set for this process.
+_NOT_WRITABLE = (apsw.FullError, apsw.IOError, apsw.CantOpenError, apsw.ReadOnlyError, OSError)
 _UNUSABLE = (psycopg.errors.UndefinedObject, psycopg.errors.ObjectNotInPrerequisiteState)
 
 log = structlog.get_logger(__name__)
@@ -104,6 +108,7 @@ class ReplicationService:
         )
         # Tells our walsender from that of another node in pg_stat_activity, which cuts at 63.
         self._purpose = f"replication-{config.task_id}"[:58]
+        self._hidden = HiddenAnnouncer()
         self._backoff_s = _FIRST_BACKOFF_S
         # Since when the upstream database may have been away.
         self._started_s = time.monotonic()
@@ -144,6 +149,8 @@ class ReplicationService:
                 self._recover(ended)
         except (ConfigurationError, ReplicationError, psycopg.Error) as error:
             self._recover(error)
+        except _NOT_WRITABLE as error:
+            self._wait_for_space(error)
 
     def _resync(self, reason: ResyncRequired) -> None:
         if not self._config.auto_reset:
@@ -168,11 +175,24 @@ class ReplicationService:
             self._callbacks.progress(f"waiting for the upstream database: {error}")
         log.warning("replication_interrupted", reason=str(error), retry_s=self._backoff_s)
 
+    def _wait_for_space(self, error: Exception) -> None:
+        """What is complete stays, the rest comes again; readers are served meanwhile."""
+        reason = f"{type(error).__name__}: {error}"
+        self._callbacks.progress(f"the replica cannot be written ({reason}); free disk space")
+        log.error(
+            "replica_not_writable",
+            file=str(self._file),
+            reason=reason,
+            advice="nothing was acknowledged upstream; free disk space, then it goes on",
+            retry_s=self._backoff_s,
+        )
+
     def _session(self) -> None:
         """Everything between two failures."""
         if not self._was_ready:
             check_replication_role(self._url, self._stop)
         upstream = set_up_upstream(self._url, self._shard)
+        self._hidden.announce(upstream.schema)
         self._ensure_replica(upstream)
         writer = ReplicaWriter(self._file)
         try:
@@ -184,7 +204,7 @@ class ReplicationService:
         try:
             if self._resync_reason is not None:
                 raise self._resync_reason
-            require_usable(self._file, self._shard)
+            require_usable(self._file, self._shard, self._callbacks.progress)
             self._require_matching(upstream)
             return
         except ResyncRequired as reason:
@@ -212,9 +232,11 @@ class ReplicationService:
             state = read_state(connection)
         finally:
             connection.close()
-        # With detection the stream will tell, at the right place between the rows.
+        # With detection the stream will tell, at the right place between the rows; and so it does
+        # of what was announced by hand.
+        before = tables if upstream.announced is None else by_name(upstream.announced)
         if not upstream.ddl_detection and (
-            differences := schema_differences(tables, upstream.schema)
+            differences := schema_differences(before, upstream.schema)
         ):
             raise drift_error(differences)
         with connect(self._url, "slot-management") as control:
@@ -238,7 +260,7 @@ class ReplicationService:
             closing(SlotPosition(self._file)) as position,
             closing(Backfiller(self._url, self._shard, writer)) as backfiller,
         ):
-            watch = self._watch_schema(upstream, writer, stack)
+            watch = self._watch_schema(upstream, stack)
             limits = self._limits(connection)
             start = lsn_from_watermark(writer.state.version) + 1
             history = read_history(connection)
@@ -249,13 +271,15 @@ class ReplicationService:
             self._indexes.open(writer)
 
             def housekeeping() -> None:
+                self._check_reports()
                 watch.check()
                 self._improve_indexes(writer, limits)
 
+            events = SchemaEvents(writer, self._shard, watch.changed, self._hidden.announce)
             stream = ChangeStream(
                 connection,
                 writer,
-                Applier(writer, watch.confirm, SchemaEvents(writer, self._shard, watch.changed)),
+                Applier(writer, watch.confirm, events),
                 position,
                 self._callbacks.publish,
                 housekeeping,
@@ -272,16 +296,20 @@ class ReplicationService:
                 self._finish(stream)
                 raise
 
-    def _watch_schema(
-        self, upstream: Upstream, writer: ReplicaWriter, stack: ExitStack
-    ) -> _SchemaCalls:
+    def _watch_schema(self, upstream: Upstream, stack: ExitStack) -> _SchemaCalls:
         """Start who looks after the schema."""
         if upstream.ddl_detection:
             guard = stack.enter_context(SchemaGuard(self._url, self._shard))
             return _SchemaCalls(lambda: None, lambda _: None, guard.wake)
-        facts = {table.wire_name: writer.facts(table.wire_name) for table in upstream.schema.tables}
-        watch = stack.enter_context(SchemaWatch(self._url, upstream.publications, facts))
+        watch = stack.enter_context(SchemaWatch(self._url, self._shard))
         return _SchemaCalls(watch.check, watch.confirm, lambda: None)
+
+    def _check_reports(self) -> None:
+        if damage.is_reported(self._file):
+            raise ReplicationError(
+                f"a reader reports that the replica {self._file} is damaged: the stream is begun "
+                "again after the file was read in full"
+            )
 
     def _improve_indexes(self, writer: ReplicaWriter, limits: StreamLimits) -> None:
         # The server hears nothing from this thread meanwhile.

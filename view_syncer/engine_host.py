@@ -42,6 +42,7 @@ from view_syncer.ivm.snapshot import ReaderPool, SnapshotReader
 from view_syncer.membership import MAX_CHECKPOINT_ROWS, MembershipLog, Taken, UnitId
 from zerocache.errors import QueryError
 from zerocache.protocol.versions import Watermark
+from zerocache.replica import damage
 from zerocache.replica.auto_index import IndexWish
 from zerocache.replica.schema import ReplicaSchema
 from zerocache.zql.ast import Query
@@ -88,7 +89,8 @@ class EngineHost:
         self._held_back = False
         # Before the file is opened: one that is replaced in between then looks replaced.
         self._inode = self._path.stat().st_ino
-        self._engine = Engine(self._path)
+        with damage.reported(self._path):
+            self._engine = Engine(self._path)
         self._membership = MembershipLog()
         self._fan_out = FanOut(self._membership)
         self._readers = ReaderPool(self._path, max_idle=1)
@@ -240,7 +242,8 @@ class EngineHost:
 
         def job() -> None:
             try:
-                result = function(self._engine)
+                with damage.reported(self._path):
+                    result = function(self._engine)
             except Exception as error:
                 self._post(_fail, future, error)
             else:
@@ -257,7 +260,8 @@ class EngineHost:
     def _run(self) -> None:
         try:
             while (job := self._jobs.get()) is not None:
-                job()
+                with damage.reported(self._path):
+                    job()
         except BaseException as error:
             # An advance that failed half-way leaves pipelines between two versions.
             self._post(self._on_fatal, error)

@@ -84,6 +84,7 @@ class WebSocket(asyncio.Protocol):
         self.request: asyncio.Future[Request] = self._loop.create_future()
         self.closed: asyncio.Future[None] = self._loop.create_future()
         self.last_sent_s = self._loop.time()
+        self.last_received_s = self._loop.time()
 
     # -- asyncio.Protocol ---------------------------------------------------------------------
 
@@ -102,6 +103,7 @@ class WebSocket(asyncio.Protocol):
             self.on_drained()
 
     def data_received(self, data: bytes) -> None:
+        self.last_received_s = self._loop.time()
         self._protocol.receive_data(data)
         self._process()
 
@@ -190,6 +192,14 @@ class WebSocket(asyncio.Protocol):
             transport.write(run)
             self._written += len(run)
         self.last_sent_s = self._loop.time()
+
+    def ping(self) -> None:
+        """Ask the peer's WebSocket for a sign of life, if it can be read at once."""
+        if self.is_open and not self._reading_paused and not self.clogged:
+            sent_s = self.last_sent_s
+            self._protocol.send_ping(b"")
+            self._flush()
+            self.last_sent_s = sent_s  # no pong of the protocol, for which it must not be taken
 
     def close(self, code: int = 1000, reason: str = "") -> None:
         """Begin the closing handshake; the transport goes when the peer answers or times out."""
