@@ -41,6 +41,7 @@ from view_syncer.ivm.pipeline import Pipeline
 from view_syncer.ivm.snapshot import ReaderPool, SnapshotReader
 from view_syncer.membership import MAX_CHECKPOINT_ROWS, MembershipLog, Taken, UnitId
 from zerocache.errors import QueryError
+from zerocache.failpoints import Place, reach
 from zerocache.protocol.versions import Watermark
 from zerocache.replica import damage
 from zerocache.replica.auto_index import IndexWish
@@ -324,6 +325,7 @@ class EngineHost:
         advance = self._engine.advance()
         if advance is None:
             return
+        reach(Place.ADVANCED)
         self._membership.note(advance)
         if advance.reset:
             self._fan_out.void()
