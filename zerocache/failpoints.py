@@ -51,6 +51,8 @@ class Place(Enum):
     IDLE_RECORDED = "idle-recorded"
     BEFORE_CHECKPOINT = "before-checkpoint"
     CHECKPOINTED = "checkpointed"
+    # The replication process, while it brings what a change of the schema made visible.
+    MID_BACKFILL = "mid-backfill"
     # A sync worker.
     MID_HYDRATION = "mid-hydration"
     ADVANCED = "advanced"
