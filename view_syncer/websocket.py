@@ -27,6 +27,7 @@ from websockets.protocol import State
 from websockets.server import ServerProtocol
 
 from view_syncer import wire
+from zerocache.failpoints import Place, reach
 
 # The subprotocol header carries the first message: its line exceeds the library's 8 KiB default.
 # Set here and not by the library's environment variable, which is read when the library is first
@@ -191,6 +192,7 @@ class WebSocket(asyncio.Protocol):
         for run in runs:
             transport.write(run)
             self._written += len(run)
+        reach(Place.MID_POKE)
         self.last_sent_s = self._loop.time()
 
     def ping(self) -> None:
