@@ -2,10 +2,10 @@
 
 A PostgreSQL of its own, a node, clients and a write load. Sync workers, the replication process,
 the supervisor, the whole node and PostgreSQL itself are killed (-9) at random moments, and the
-node's processes at random places of zerocache/failpoints.py. After every round of kills the writes pause,
-``zerocache verify`` must find no difference, and every client must show exactly upstream's rows,
-without ever having been told something the protocol forbids. Exit status 1 after a failure; the
-node's files are kept then.
+node's processes at random places of zerocache/failpoints.py. After every round of kills the writes
+pause, ``zerocache verify`` must find no difference, and every client must show exactly upstream's
+rows, without ever having been told something the protocol forbids. Exit status 1 after a failure;
+the node's files are kept then.
 """
 
 from __future__ import annotations
