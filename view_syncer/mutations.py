@@ -124,6 +124,9 @@ class GroupPushes:
     async def drain(self) -> None:
         await self._pusher.drain()
 
+    async def abort(self) -> None:
+        await self._pusher.abort()
+
     # -- PushListener -----------------------------------------------------------------------------
 
     def fail_connection(self, client_id: str, error: ClientFacingError) -> bool:
