@@ -75,6 +75,7 @@ COVERED: dict[int, tuple[str, ...]] = {
     29: (
         f"{_RM}crash.py::test_upstream_is_never_told_more_than_the_replica_has",
         f"{_RM}crash.py::test_acknowledgements_follow_the_commits",
+        f"{_RM}change_log.py::test_upstream_is_never_told_more_than_the_log_has",
     ),
     30: (f"{_RM}service.py::test_an_idle_replica_is_continued",),
     31: (
@@ -86,6 +87,10 @@ COVERED: dict[int, tuple[str, ...]] = {
         f"{_RM}stream.py::test_silence_of_the_server_ends_the_stream",
     ),
     33: (f"{_RM}stream.py::test_silence_of_the_server_ends_the_stream",),
+    34: (
+        f"{_RM}lag_reports.py::test_lag_is_split_where_the_probe_was_received",
+        f"{_RM}lag_reports.py::test_a_missing_probe_counts_as_lag_and_is_replaced",
+    ),
     35: (
         f"{_RM}one_rule.py::test_every_type_by_copy_insert_and_update",
         f"{_RM}one_rule.py::test_synced_types_are_stored_as_the_reference_server_does",
@@ -158,10 +163,24 @@ COVERED: dict[int, tuple[str, ...]] = {
     63: (f"{_RM}ddl.py::test_publication_changes_bring_existing_rows",),
     64: (f"{_RM}gotchas.py::test_tables_published_later_with_or_without_a_key",),
     66: (f"{_RM}ddl.py::test_rolled_back_changes_are_nothing",),
+    69: (
+        f"{_RM}change_store.py::test_purge_stays_behind_every_reservation",
+        f"{_RM}change_store.py::test_without_a_durable_replica_nothing_is_purged",
+    ),
+    70: (f"{_RM}change_store.py::test_who_was_succeeded_stores_nothing_more",),
+    71: (
+        f"{_RM}change_store.py::test_a_successor_does_not_wait_for_an_unfinished_transaction",
+        f"{_RM}change_log.py::test_a_second_manager_takes_over_under_load",
+    ),
+    72: (
+        f"{_RM}change_store.py::test_memory_is_bounded_while_the_database_is_locked",
+        f"{_RM}change_store.py::test_a_write_that_takes_too_long_has_failed",
+    ),
     73: (
         f"{_RM}crash.py::test_nothing_is_lost_or_doubled_by_kill",
         f"{_RM}stream.py::test_transactions_the_replica_has_are_skipped",
     ),
+    76: (f"{_RM}change_log.py::test_a_lost_change_database_costs_no_replica",),
     79: ("replica/test_migrations.py::test_an_older_replica_is_migrated_and_goes_on",),
     80: (
         f"{_RM}crash_matrix.py::test_killed_while_streaming",
@@ -175,11 +194,9 @@ COVERED: dict[int, tuple[str, ...]] = {
 
 # Cases of what is not built, and of what is done in another way.
 ELSEWHERE: dict[int, str] = {
-    34: "lag reports come with the change database",
     39: "there is no binary COPY: text is exact for every type, and decoded once for both paths",
     **dict.fromkeys((65, 67, 75), "subscribers of port 4849: several nodes"),
     **dict.fromkeys((68, 74, 77, 78), "backup and restore"),
-    **dict.fromkeys((69, 70, 71, 72, 76), "the change database"),
     81: "custom change sources",
 }
 
