@@ -23,6 +23,7 @@ from zerocache.config import Config
 from zerocache.control import EXIT_CONFIGURATION, RUNTIME_DIR_VARIABLE, ChildControl
 from zerocache.errors import ConfigurationError, ZerocacheError
 from zerocache.logging import configure_logging
+from zerocache.metrics import Metrics
 from zerocache.replica import index_requests
 from zerocache.replica.index_requests import IndexRequestServer
 from zerocache.replica.notifier import SOCKET_NAME, VersionNotifier
@@ -47,7 +48,7 @@ async def serve(config: Config, control: ChildControl, runtime_dir: Path) -> int
     indexes = IndexKeeper(IndexLimits(count=config.auto_index_max if config.auto_indexes else 0))
     requests = IndexRequestServer(runtime_dir / index_requests.SOCKET_NAME, indexes.submit)
     await requests.start()
-    service = ReplicationService(config, callbacks, stop, indexes)
+    service = ReplicationService(config, callbacks, stop, indexes, Metrics())
     try:
         await asyncio.to_thread(service.run)
     except ConfigurationError as error:

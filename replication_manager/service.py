@@ -23,21 +23,23 @@ import structlog
 from replication_manager.announcer import HiddenAnnouncer
 from replication_manager.applier import Applier
 from replication_manager.backfill import Backfiller
+from replication_manager.change_log import ChangeLogKeeper
 from replication_manager.history import read_history, require_same_past
 from replication_manager.indexes import IndexKeeper
 from replication_manager.initial_sync import SyncSettings, run_initial_sync
 from replication_manager.local_replica import require_usable
 from replication_manager.memory import return_free_memory
 from replication_manager.position import SlotPosition
+from replication_manager.resume import Resumption
 from replication_manager.schema_drift import SchemaWatch, by_name, drift_error, schema_differences
 from replication_manager.schema_events import SchemaEvents
 from replication_manager.schema_guard import SchemaGuard
 from replication_manager.signals import Stopped, StopSignal
 from replication_manager.slot import (
     Displaced,
+    UsableSlot,
     check_replication_role,
     find_slot,
-    require_continuous,
     start_streaming,
     take_over,
 )
@@ -50,10 +52,11 @@ from zerocache.errors import (
     ReplicationError,
     ResyncRequired,
 )
+from zerocache.metrics import Metrics
 from zerocache.postgres.connection import connect, is_transient
 from zerocache.postgres.setup import Upstream, set_up_upstream
 from zerocache.postgres.shard import ShardNames
-from zerocache.protocol.versions import Watermark, lsn_from_watermark
+from zerocache.protocol.versions import Watermark
 from zerocache.replica import damage
 from zerocache.replica.layout import load_tables
 from zerocache.replica.reader import open_replica, read_state
@@ -95,7 +98,12 @@ class ReplicationService:
     """``run`` returns when asked to stop and raises what only an operator can mend."""
 
     def __init__(
-        self, config: Config, callbacks: Callbacks, stop: StopSignal, indexes: IndexKeeper
+        self,
+        config: Config,
+        callbacks: Callbacks,
+        stop: StopSignal,
+        indexes: IndexKeeper,
+        metrics: Metrics,
     ) -> None:
         self._config = config
         self._callbacks = callbacks
@@ -106,6 +114,8 @@ class ReplicationService:
         self._shard = ShardNames(
             config.app.id, config.shard.num, tuple(sorted(config.app.publications))
         )
+        self._metrics = metrics
+        self._change_log = ChangeLogKeeper(config, self._shard, metrics)
         # Tells our walsender from that of another node in pg_stat_activity, which cuts at 63.
         self._purpose = f"replication-{config.task_id}"[:58]
         self._hidden = HiddenAnnouncer()
@@ -193,6 +203,8 @@ class ReplicationService:
             check_replication_role(self._url, self._stop)
         upstream = set_up_upstream(self._url, self._shard)
         self._hidden.announce(upstream.schema)
+        if not self._was_ready:
+            self._change_log.check()
         self._ensure_replica(upstream)
         writer = ReplicaWriter(self._file)
         try:
@@ -225,7 +237,7 @@ class ReplicationService:
         self._resync_reason = None
 
     def _require_matching(self, upstream: Upstream) -> None:
-        """The replica fits the published schema, and a slot continues it."""
+        """The replica fits the published schema, and there is a slot for it."""
         connection = open_replica(self._file)
         try:
             tables = load_tables(connection)
@@ -240,34 +252,39 @@ class ReplicationService:
         ):
             raise drift_error(differences)
         with connect(self._url, "slot-management") as control:
-            slot = find_slot(control, self._shard, state.replica_version)
-        with closing(SlotPosition(self._file)) as position:
-            require_continuous(slot, max(lsn_from_watermark(state.version), position.read()))
+            find_slot(control, self._shard, state.replica_version)
 
     def _stream(self, upstream: Upstream, writer: ReplicaWriter) -> None:
-        with connect(self._url, "slot-management") as control:
-            slot = find_slot(control, self._shard, writer.state.replica_version).name
-            take_over(
-                control,
-                self._shard,
-                slot,
-                name=f"zero-{self._purpose}",
-                returning=self._was_ready,
+        with ExitStack() as stack:
+            with connect(self._url, "slot-management") as control:
+                slot = find_slot(control, self._shard, writer.state.replica_version)
+                # Before the other's walsender is ended: it must find out that it was succeeded.
+                change_log = self._change_log.claim(stack)
+                take_over(
+                    control,
+                    self._shard,
+                    slot.name,
+                    name=f"zero-{self._purpose}",
+                    returning=self._was_ready,
+                )
+            connection = stack.enter_context(
+                ReplicationConnection(self._url, self._purpose, self._stop)
             )
-        with (
-            ReplicationConnection(self._url, self._purpose, self._stop) as connection,
-            ExitStack() as stack,
-            closing(SlotPosition(self._file)) as position,
-            closing(Backfiller(self._url, self._shard, writer)) as backfiller,
-        ):
+            position = stack.enter_context(closing(SlotPosition(self._file)))
+            backfiller = stack.enter_context(closing(Backfiller(self._url, self._shard, writer)))
             watch = self._watch_schema(upstream, stack)
+
+            def new_applier() -> Applier:
+                events = SchemaEvents(writer, self._shard, watch.changed, self._hidden.announce)
+                return Applier(writer, watch.confirm, events)
+
+            plan = change_log.resume(writer, position, slot, new_applier, self._stop)
+            self._require_same_past(connection, position, plan, slot)
             limits = self._limits(connection)
-            start = lsn_from_watermark(writer.state.version) + 1
-            history = read_history(connection)
-            require_same_past(history, position.origin(), max(start, position.read()))
-            position.record_origin(history.origin)
-            start_streaming(connection, slot, start, upstream.publications, self._stop)
-            log.info("replication_started", slot=slot, version=writer.state.version)
+            start_streaming(
+                connection, slot.name, plan.after + 1, upstream.publications, self._stop
+            )
+            log.info("replication_started", slot=slot.name, version=writer.state.version)
             self._indexes.open(writer)
 
             def housekeeping() -> None:
@@ -275,26 +292,41 @@ class ReplicationService:
                 watch.check()
                 self._improve_indexes(writer, limits)
 
-            events = SchemaEvents(writer, self._shard, watch.changed, self._hidden.announce)
             stream = ChangeStream(
                 connection,
                 writer,
-                Applier(writer, watch.confirm, events),
+                new_applier(),
                 position,
                 self._callbacks.publish,
                 housekeeping,
                 limits,
                 backfiller,
+                change_log.start(writer, plan, slot, stack),
             )
-            self._callbacks.publish(writer.state.version)
-            if not self._was_ready:
-                self._was_ready = True
-                self._callbacks.ready()
-            try:
-                stream.run()
-            except (Stopped, StreamEnded):
-                self._finish(stream)
-                raise
+            self._run_stream(stream, writer)
+
+    def _run_stream(self, stream: ChangeStream, writer: ReplicaWriter) -> None:
+        self._callbacks.publish(writer.state.version)
+        if not self._was_ready:
+            self._was_ready = True
+            self._callbacks.ready()
+        try:
+            stream.run()
+        except (Stopped, StreamEnded):
+            self._finish(stream)
+            raise
+
+    def _require_same_past(
+        self,
+        connection: ReplicationConnection,
+        position: SlotPosition,
+        plan: Resumption,
+        slot: UsableSlot,
+    ) -> None:
+        history = read_history(connection)
+        reached = max(plan.after + 1, position.read(), slot.confirmed)
+        require_same_past(history, position.origin(), reached)
+        position.record_origin(history.origin)
 
     def _watch_schema(self, upstream: Upstream, stack: ExitStack) -> _SchemaCalls:
         """Start who looks after the schema."""

@@ -25,6 +25,7 @@ from view_syncer.connection import Connection, Peer, serve
 from view_syncer.context import ConnectionContext
 from view_syncer.cvr.postgres import PostgresStore
 from view_syncer.engine_host import EngineHost
+from view_syncer.fact_keeper import FactKeeper
 from view_syncer.fan_out import GroupUpdate, WorkerAdvance
 from view_syncer.inspector import Inspector
 from view_syncer.intake import Intake
@@ -51,9 +52,10 @@ log = structlog.get_logger(__name__)
 LINGER_S = 30.0
 """How long a group without clients is kept: a reload or a short loss of the network then finds
 its queries running and its recent pokes at hand."""
-WRITE_LIMIT_BYTES = 1024 * 1024
+WRITE_LIMIT_BYTES = 256 * 1024
 """Unsent bytes beyond which a client is not poked any further until it has taken most of them."""
 CLOSE_WAIT_S = 5.0
+FACTS_WAIT_S = 5.0
 PUSH_DRAIN_S = 10.0
 """How long pushes may take that are under way when the worker ends."""
 DRAIN_PAUSE_S = 0.01
@@ -122,11 +124,14 @@ class Worker:
             self._intake,
         )
         self._engine.start()
+        self._facts = FactKeeper(self._store, self._engine)
+        await self._facts.open()
         self._writes = Writes.make(config, self._engine, self._queries)
         self._inspector = Inspector(config, self._engine, self._queries)
         self._services = Services(
             engine=self._engine,
             store=self._store,
+            facts=self._facts,
             queries=self._queries,
             internal_schemas=frozenset({config.app_schema, config.shard_schema}),
             limits=config,
@@ -137,6 +142,7 @@ class Worker:
         self._spawn(self._follow_replica(version_socket))
         self._spawn(self._examine_plans())
         self._spawn(self._maintenance().run())
+        self._spawn(self._facts.run())
         self._spawn(self._keep_alive())
         self._spawn(self._intake.run())
 
@@ -151,6 +157,8 @@ class Worker:
         for handle in self._lingering.values():
             handle.cancel()
         await self._finish_pushes()
+        # While the groups' queries still run: their rows are written down.
+        await self._facts.close(FACTS_WAIT_S)
         await asyncio.gather(*(group.stop() for group in list(self._groups.values())))
         for task in list(self._background):
             task.cancel()
@@ -363,8 +371,9 @@ class Worker:
                 group.invalidate()
             self._spawn(self._rebuild())
             return
+        self._facts.advanced()
         shared: dict[tuple[int, ...], PokeBody] = {}
-        version = ViewVersion(advance.version)
+        version = self._facts.version(advance.version)
         for reader, update in advance.updates.items():
             if reader is self._queries:
                 self._spawn(self._permissions_changed())

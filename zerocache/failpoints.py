@@ -43,6 +43,9 @@ class Place(Enum):
     BEFORE_COMMIT = "before-commit"
     COMMITTED = "committed"
     PUBLISHED = "published"
+    BEFORE_STORE = "before-store"
+    STORED = "stored"
+    # What is acknowledged next is durable in the change log.
     DURABLE = "durable"
     ACKNOWLEDGED = "acknowledged"
     IDLE_RECORDED = "idle-recorded"

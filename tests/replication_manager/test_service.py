@@ -282,8 +282,9 @@ def test_replica_of_another_database_is_replaced(
         postgres.drop_database(other)
 
 
-def test_an_older_copy_of_the_replica_is_not_continued(
-    replicator: Replicator, run_sql: RunSql
+@pytest.mark.parametrize("log_is_lost", [False, True])
+def test_an_older_copy_of_the_replica_is_continued_only_from_the_change_log(
+    replicator: Replicator, run_sql: RunSql, log_is_lost: bool
 ) -> None:
     run_sql(ISSUES)
     replicator.start()
@@ -294,9 +295,12 @@ def test_an_older_copy_of_the_replica_is_not_continued(
     replicator.catch_up()
     replicator.stop()
     replicator.file.write_bytes(copy)
+    if log_is_lost:
+        run_sql(f'DROP SCHEMA "{replicator.config.cdc_schema}" CASCADE')
     replicator.start()
     assert replicator.rows("SELECT id FROM issue") == [(1,)]
-    assert "older copy" in replicator.log()
+    assert ("older copy" in replicator.log()) == log_is_lost
+    assert ("change_log_replayed" in replicator.log()) != log_is_lost
 
 
 def test_an_idle_replica_is_continued(

@@ -26,6 +26,7 @@ from view_syncer.cvr.record import ConfigChange, GroupRecord
 from view_syncer.cvr.rows import DesireRow, GroupRow, QueryRow, Save, record_of, save_of
 from view_syncer.cvr.statements import statement
 from view_syncer.cvr.store import (
+    AuthorForgotten,
     Checkpoint,
     ConcurrentModification,
     Delta,
@@ -80,19 +81,10 @@ class PostgresStore:
         self._load_sql = statement("postgres_sql", "load", schema=name)
         self._save_sql = statement("postgres_sql", "save", schema=name)
         self._touch_sql = statement("postgres_sql", "touch", schema=name)
-        self._start_sql, self._continue_sql = (
-            statement(
-                "postgres_sql",
-                "write_facts",
-                schema=name,
-                author=statement("postgres_sql", author, schema=name),
-            )
-            for author in ("start_author", "continue_author")
-        )
+        self._author_sql = statement("postgres_sql", "new_author", schema=name)
+        self._write_sql = statement("postgres_sql", "write_facts", schema=name)
         self._read_sql = statement("postgres_sql", "read_facts", schema=name)
         self._drop_sql = statement("postgres_sql", "drop_facts", schema=name)
-        # Authors that wrote through this object: one that is not there any more was forgotten.
-        self._authors: set[str] = set()
 
     async def open(self) -> None:
         await self._pool.open(wait=True, timeout=30)
@@ -154,38 +146,44 @@ class PostgresStore:
 
     # -- facts ---------------------------------------------------------------------------------
 
+    async def new_author(self) -> int:
+        async with self._connection() as db:
+            cursor = await db.execute(self._author_sql, {"now": self._clock()})
+            row = await cursor.fetchone()
+        assert row is not None
+        return int(row[0])
+
     async def write_facts(
-        self, author: str, complete_to: Watermark, writes: Sequence[UnitWrite]
+        self, author: int, complete_to: Watermark, writes: Sequence[UnitWrite]
     ) -> None:
         checkpoints = [(w.unit, c.version, c.body) for w in writes if (c := w.checkpoint)]
         deltas = [(w.unit, d.version, d.body) for w in writes if (d := w.delta)]
+        drops = [(w.unit, w.drop_before) for w in writes if w.drop_before]
         values: dict[str, Any] = {
             "author": author,
             "complete_to": complete_to,
             "now": self._clock(),
+            "x_units": [unit for unit, _ in drops],
+            "x_versions": [version for _, version in drops],
             **_columns("c", checkpoints),
             **_columns("d", deltas),
         }
-        known = author in self._authors
         async with self._connection() as db:
-            cursor = await db.execute(self._continue_sql if known else self._start_sql, values)
-            written = await cursor.fetchone() is not None
-        if not written:
-            self._authors.discard(author)
-            raise StoreUnavailable(
-                f"the facts of author {author!r} are gone: it was silent for too long, and no "
-                "client group named it; all of them must be written again"
-            )
-        self._authors.add(author)
+            cursor = await db.execute(self._write_sql, values)
+            if await cursor.fetchone() is None:
+                raise AuthorForgotten(
+                    f"author {author} of membership facts is unknown to the database of the view "
+                    "records: it was silent for too long"
+                )
 
-    async def read_facts(self, author: str, units: Collection[str]) -> StoredFacts:
+    async def read_facts(self, author: int, units: Collection[str]) -> StoredFacts:
         values = {"author": author, "units": list(units)}
         async with self._connection() as db:
             cursor = await db.execute(self._read_sql, values, binary=True)
             rows = await cursor.fetchall()
         return stored_facts(rows)
 
-    async def drop_facts(self, author: str, units: Collection[str]) -> None:
+    async def drop_facts(self, author: int, units: Collection[str]) -> None:
         async with self._connection() as db:
             await db.execute(self._drop_sql, {"author": author, "units": list(units)})
 

@@ -29,6 +29,10 @@ class StoreUnavailable(ZerocacheError):
     code = "ZC540"
 
 
+class AuthorForgotten(StoreUnavailable):
+    """The author was silent for too long, and what it wrote is gone."""
+
+
 class RecordStore(Protocol):
     async def open(self) -> None:
         """Create or migrate the tables; ``ConfigurationError`` if that is not possible."""
@@ -62,12 +66,13 @@ class Delta(msgspec.Struct, frozen=True):
 
 
 class UnitWrite(msgspec.Struct, frozen=True):
-    """``checkpoint`` replaces the author's one of this unit; ``delta`` is kept beside the others.
-    One of the same version is replaced."""
+    """``checkpoint`` replaces the author's one of this unit; ``delta`` is kept beside the others,
+    except those below ``drop_before``. One of the same version is replaced."""
 
     unit: str
     checkpoint: Checkpoint | None = None
     delta: Delta | None = None
+    drop_before: Watermark | None = None
 
 
 class UnitFacts(msgspec.Struct, frozen=True):
@@ -90,16 +95,20 @@ class FactStore(Protocol):
 
     * An author writes one thing at a time, and after a failure cannot know what is stored.
     * It writes at least every few minutes, if only its ``complete_to``: an author that was silent
-      for an hour and that no group names is forgotten. Its next write then fails.
+      for long is forgotten.
     """
 
-    async def write_facts(
-        self, author: str, complete_to: Watermark, writes: Sequence[UnitWrite]
-    ) -> None:
-        """All of ``writes`` and the author's ``complete_to``, or nothing."""
+    async def new_author(self) -> int:
+        """A number from 1 on, larger than any that was given out before."""
 
-    async def read_facts(self, author: str, units: Collection[str]) -> StoredFacts:
+    async def write_facts(
+        self, author: int, complete_to: Watermark, writes: Sequence[UnitWrite]
+    ) -> None:
+        """All of ``writes`` and the author's ``complete_to``, or nothing; :class:`AuthorForgotten`
+        if there is no such author (any more)."""
+
+    async def read_facts(self, author: int, units: Collection[str]) -> StoredFacts:
         """What ``author`` wrote of ``units``, as of one moment."""
 
-    async def drop_facts(self, author: str, units: Collection[str]) -> None:
+    async def drop_facts(self, author: int, units: Collection[str]) -> None:
         """Forget all that ``author`` wrote of ``units``."""
