@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections.abc import Iterator
 from functools import partial
 
@@ -13,6 +15,8 @@ from tests.e2e.comparison import Subscriber, follow, left_over
 from tests.e2e.lines import Row
 from tests.e2e.node import Node
 from tests.e2e.upstream import Upstream
+from zerocache.replica.pending import load_pending
+from zerocache.replica.reader import open_replica
 
 CASE = {case.name: case for case in CASES}
 WATCHED = ("issues.withComments", "issues.labelled", "issues.top", "teams.tree")
@@ -83,6 +87,12 @@ def _asked_to_reload(client: Client) -> Row:
     )
 
 
+def _is_replicated(node: Node, beat: int) -> bool:
+    with contextlib.closing(open_replica(node.directory / "replica.db")) as replica:
+        ((present,),) = replica.execute("SELECT n FROM beat").fetchall()
+        return bool(present >= beat) and not load_pending(replica)
+
+
 def _knows(subscriber: Subscriber, beat: int) -> bool | None:
     newest = subscriber.beat.reports[-1:]
     shown = [row["n"] for report in newest for row in report["data"]]
@@ -91,6 +101,8 @@ def _knows(subscriber: Subscriber, beat: int) -> bool | None:
 
 def _reloaded(driver: Driver, node: Node, case: Case, beat: int) -> Subscriber:
     """A client that shows ``beat``; its page is reloaded as long as it asks for that."""
+    while not _is_replicated(node, beat):
+        threading.Event().wait(0.02)
     while True:
         subscriber = Subscriber.open(driver, node.url, case)
         client = subscriber.client

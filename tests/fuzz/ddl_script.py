@@ -155,6 +155,9 @@ class World:
         verdict = verify(self.url, self.replicator.file)
         assert verdict.is_equal, f"{verdict.schema}\n{verdict.differences[:10]}"
         generation = self.replicator.rows(_GENERATION)
+        # PostgreSQL itself sometimes cannot decode a transaction that undid a CREATE TABLE.
+        if "unexpected duplicate for tablespace" in self.replicator.log():
+            self._generation = generation
         assert generation == (self._generation or generation), "it was synced anew"
         self._generation = generation
 

@@ -96,8 +96,7 @@ class ReplicaWriter:
         # Backfills that are not complete, by oid of the table, and the one that is under way.
         self._pending = load_pending(self._connection)
         self._refresh: TableRefresh | None = None
-        # Tables that readers see all right until the open SQLite transaction is committed, and
-        # then not before a backfill: see interrupted.
+        # Tables that the open SQLite transaction leaves incomplete: see interrupted.
         self._interrupted: set[int] = set()
         # True while the open SQLite transaction has changed the schema.
         self._schema_changed = False
@@ -150,7 +149,7 @@ class ReplicaWriter:
         """Make schema changes, as part of the open upstream transaction."""
         self._log.open_version()
         self._schema_changed = True
-        self._interrupted |= _interrupted(changes, {f.table.oid for f in self._tables.values()})
+        self._interrupted |= _interrupted(changes)
         concerned = apply_changes(self._connection, self._log, changes)
         if self._refresh is not None and self._refresh.facts.table.oid in concerned:
             self._refresh.watch.cancelled = True
@@ -163,8 +162,8 @@ class ReplicaWriter:
 
     @property
     def interrupted(self) -> Collection[int]:
-        """Oids of tables that clients may use, and of which a commit now would show outdated values
-        or hide some until a backfill has ended: it is worth a short wait."""
+        """Oids of tables of which a commit now would show outdated values, or hide some, until a
+        backfill has ended: it is worth a short wait."""
         return self._interrupted & self._pending.keys()
 
     @property
@@ -414,15 +413,15 @@ class ReplicaWriter:
         self._connection.execute("COMMIT")
 
 
-def _interrupted(changes: Iterable[Change], known: Collection[int]) -> set[int]:
+def _interrupted(changes: Iterable[Change]) -> set[int]:
     return {
         change.new.table.oid
         for change in changes
-        if isinstance(change, AlterTable) and (change.stale or change.refresh)
+        if isinstance(change, AlterTable) and (change.hidden or change.refresh)
     } | {
         change.facts.table.oid
         for change in changes
-        if isinstance(change, CreateTable) and change.facts.table.oid in known
+        if isinstance(change, CreateTable) and change.backfill
     }
 
 
