@@ -10,7 +10,15 @@ statements, not some per group.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -23,15 +31,20 @@ from psycopg_pool import AsyncConnectionPool
 from view_syncer.batches import Batches
 from view_syncer.cvr.postgres_tables import migrate
 from view_syncer.cvr.record import ConfigChange, GroupRecord
-from view_syncer.cvr.rows import DesireRow, GroupRow, QueryRow, Save, record_of, save_of
+from view_syncer.cvr.rows import (
+    DesireRow,
+    GroupRow,
+    QueryRow,
+    Save,
+    record_of,
+    save_of,
+    stored_facts,
+)
 from view_syncer.cvr.statements import statement
 from view_syncer.cvr.store import (
-    Checkpoint,
     ConcurrentModification,
-    Delta,
     StoredFacts,
     StoreUnavailable,
-    UnitFacts,
     UnitWrite,
 )
 from zerocache.errors import ClientFacingError
@@ -44,6 +57,7 @@ R = TypeVar("R")
 BATCHES_AT_ONCE = 2
 """One is prepared here while the database works on the other."""
 MAX_BATCH = 100
+MAX_CHUNK_BYTES = 16 * 1024 * 1024
 
 
 class PostgresStore:
@@ -89,6 +103,9 @@ class PostgresStore:
             for author in ("start_author", "continue_author")
         )
         self._read_sql = statement("postgres_sql", "read_facts", schema=name)
+        self._claim_sql = statement("postgres_sql", "claim_purging", schema=name)
+        self._purge_sql = statement("postgres_sql", "purge", schema=name)
+        self._forget_sql = statement("postgres_sql", "forget", schema=name)
         self._drop_sql = statement("postgres_sql", "drop_facts", schema=name)
         # Authors that wrote through this object: one that is not there any more was forgotten.
         self._authors: set[str] = set()
@@ -111,10 +128,7 @@ class PostgresStore:
     async def save(self, record: GroupRecord, change: ConfigChange, expected: ViewVersion) -> None:
         # The rows are taken now: the record may change again while this waits for its turn.
         if not await self._saves.run(save_of(record, change, expected)):
-            raise ConcurrentModification(
-                f"client group {record.group_id!r} is no longer at version {expected.cookie()}: "
-                "another server changed it; its clients must reconnect"
-            )
+            raise ConcurrentModification.of(record.group_id, expected)
         record.exists = True
 
     async def touch(self, group_id: str, ttl_clock_ms: float) -> None:
@@ -154,26 +168,33 @@ class PostgresStore:
     async def write_facts(
         self, author: str, complete_to: Watermark, writes: Sequence[UnitWrite]
     ) -> None:
-        checkpoints = [(w.unit, c.version, c.body) for w in writes if (c := w.checkpoint)]
-        deltas = [(w.unit, d.version, d.body) for w in writes if (d := w.delta)]
-        values: dict[str, Any] = {
-            "author": author,
-            "complete_to": complete_to,
-            "now": self._clock(),
-            **_columns("c", checkpoints),
-            **_columns("d", deltas),
-        }
+        head = {"author": author, "complete_to": complete_to, "now": self._clock()}
         known = author in self._authors
+        chunks = list(_chunks(writes))
         async with self._connection() as db:
-            cursor = await db.execute(self._continue_sql if known else self._start_sql, values)
-            written = await cursor.fetchone() is not None
+            if len(chunks) == 1:
+                written = await self._write_chunk(db, head, chunks[0], known=known)
+            else:
+                async with db.transaction():
+                    written = await self._write_chunk(db, head, chunks[0], known=known)
+                    for chunk in chunks[1:] if written else ():
+                        await self._write_chunk(db, head, chunk, known=True)
         if not written:
             self._authors.discard(author)
-            raise StoreUnavailable(
-                f"the facts of author {author!r} are gone: it was silent for too long, and no "
-                "client group named it; all of them must be written again"
-            )
+            raise StoreUnavailable.forgotten(author)
         self._authors.add(author)
+
+    async def _write_chunk(
+        self, db: _Connection, head: Mapping[str, Any], writes: Sequence[UnitWrite], *, known: bool
+    ) -> bool:
+        """Whether the author is there; else nothing is written."""
+        values = {
+            **head,
+            **_columns("c", [(w.unit, c.version, c.body) for w in writes if (c := w.checkpoint)]),
+            **_columns("d", [(w.unit, d.version, d.body) for w in writes if (d := w.delta)]),
+        }
+        cursor = await db.execute(self._continue_sql if known else self._start_sql, values)
+        return await cursor.fetchone() is not None
 
     async def read_facts(self, author: str, units: Collection[str]) -> StoredFacts:
         values = {"author": author, "units": list(units)}
@@ -185,6 +206,28 @@ class PostgresStore:
     async def drop_facts(self, author: str, units: Collection[str]) -> None:
         async with self._connection() as db:
             await db.execute(self._drop_sql, {"author": author, "units": list(units)})
+
+    # -- garbage collection --------------------------------------------------------------------
+
+    async def claim_purging(self, worker: str, lease_s: float) -> bool:
+        now = self._clock()
+        values = {"worker": worker, "now": now, "until": now + lease_s}
+        async with self._connection() as db:
+            cursor = await db.execute(self._claim_sql, values)
+            return await cursor.fetchone() is not None
+
+    async def purge_groups(self, inactive_since_s: float, limit: int) -> int:
+        values = {"before": inactive_since_s, "limit": limit, "now": self._clock()}
+        async with self._connection() as db:
+            return (await db.execute(self._purge_sql, values)).rowcount
+
+    async def forget(self, tombstones_before_s: float, authors_before_s: float) -> None:
+        values = {
+            "tombstones_before": tombstones_before_s,
+            "authors_before": authors_before_s,
+        }
+        async with self._connection() as db:
+            await db.execute(self._forget_sql, values)
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[_Connection]:
@@ -228,28 +271,6 @@ def _first(touch: tuple[str, float]) -> str:
     return touch[0]
 
 
-def stored_facts(rows: Sequence[Sequence[Any]]) -> StoredFacts:
-    """From rows (0, -, complete_to, -), (1, unit, version, body) of checkpoints, and (2, unit,
-    version, body) of deltas in their order."""
-    complete_to: Watermark | None = None
-    checkpoints: dict[str, Checkpoint] = {}
-    deltas: dict[str, list[Delta]] = {}
-    for kind, unit, version, body in rows:
-        if kind == 0:
-            complete_to = version
-        elif kind == 1:
-            checkpoints[unit] = Checkpoint(version, body)
-        else:
-            deltas.setdefault(unit, []).append(Delta(version, body))
-    return StoredFacts(
-        complete_to,
-        {
-            unit: UnitFacts(checkpoints.get(unit), deltas.get(unit, []))
-            for unit in checkpoints.keys() | deltas.keys()
-        },
-    )
-
-
 _CLIENTS: msgspec.json.Decoder[list[str]] = msgspec.json.Decoder(list[str])
 _QUERIES: msgspec.json.Decoder[list[QueryRow]] = msgspec.json.Decoder(list[QueryRow])
 _DESIRES: msgspec.json.Decoder[list[DesireRow]] = msgspec.json.Decoder(list[DesireRow])
@@ -290,6 +311,19 @@ def _save_values(saves: Sequence[Save]) -> dict[str, str]:
         gone = f"{part}_gone"
         values[gone] = [row for save in saves for row in getattr(save, gone)]
     return {name: msgspec.json.encode(rows).decode() for name, rows in values.items()}
+
+
+def _chunks(writes: Sequence[UnitWrite]) -> Iterator[list[UnitWrite]]:
+    """``writes`` in parts that are no burden as one message; at least one, if only empty."""
+    chunk: list[UnitWrite] = []
+    size = 0
+    for write in writes:
+        size += sum(len(part.body) for part in (write.checkpoint, write.delta) if part)
+        if chunk and size > MAX_CHUNK_BYTES:
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(write)
+    yield chunk
 
 
 def _columns(prefix: str, rows: Sequence[tuple[str, str, bytes]]) -> dict[str, list[Any]]:

@@ -8,7 +8,7 @@ only if the stored version is still the one it was loaded or last saved with.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, Self
 
 import msgspec
 
@@ -22,11 +22,25 @@ class ConcurrentModification(ZerocacheError):
 
     code = "ZC530"
 
+    @classmethod
+    def of(cls, group_id: str, expected: ViewVersion) -> Self:
+        return cls(
+            f"client group {group_id!r} is no longer at version {expected.cookie()}: another "
+            "server changed it; its clients must reconnect"
+        )
+
 
 class StoreUnavailable(ZerocacheError):
     """The store failed; whether the last change was written is unknown."""
 
     code = "ZC540"
+
+    @classmethod
+    def forgotten(cls, author: str) -> Self:
+        return cls(
+            f"the facts of author {author!r} are gone: it was silent for too long, and no client "
+            "group named it; all of them must be written again"
+        )
 
 
 class RecordStore(Protocol):
@@ -103,3 +117,22 @@ class FactStore(Protocol):
 
     async def drop_facts(self, author: str, units: Collection[str]) -> None:
         """Forget all that ``author`` wrote of ``units``."""
+
+
+class PurgeStore(Protocol):
+    """What garbage collection does (sync-protocol.md §5.7). Times are Unix seconds."""
+
+    async def claim_purging(self, worker: str, lease_s: float) -> bool:
+        """Whether for the next ``lease_s`` it is ``worker``, and no other, that purges."""
+
+    async def purge_groups(self, inactive_since_s: float, limit: int) -> int:
+        """Turn at most ``limit`` groups into tombstones, those inactive longest first; how many
+        there were. Records that are being written are passed over."""
+
+    async def forget(self, tombstones_before_s: float, authors_before_s: float) -> None:
+        """Delete tombstones made before, and authors inactive since, unless a group names them
+        as issuer, with their facts."""
+
+
+class Store(RecordStore, FactStore, PurgeStore, Protocol):
+    """Everything a store does."""
