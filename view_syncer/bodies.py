@@ -7,6 +7,8 @@ Never sends or stores anything.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from view_syncer.cvr.record import ConfigChange, GroupRecord, QueryHash
 from view_syncer.fan_out import FullView, Reconciled
 from view_syncer.poke import PokeBody
@@ -26,20 +28,28 @@ def config_body(version: ViewVersion, change: ConfigChange) -> PokeBody:
 def got_body(
     version: ViewVersion,
     record: GroupRecord,
-    added: set[QueryHash],
+    added: Mapping[QueryHash, str],
     stopped: list[QueryHash],
     change: ConfigChange,
 ) -> PokeBody:
-    """Queries whose results are complete from now on, and those that are no longer followed."""
+    """Queries whose results are complete from now on (``added``, with what they run as), and those
+    that are no longer followed."""
     body = PokeBody(version)
-    for query in added:
+    for query, unit in added.items():
         known = record.queries[query]
-        if not known.got:
-            known.got_at = version
+        if known.got_at is None:
+            known.got_at, known.unit = version, unit
             change.queries.add(query)
             body.got.append(downstream.put_query(query))
+        elif known.unit != unit:
+            # Whoever was here before has the rows of another query under this name.
+            known.unit = unit
+            change.queries.add(query)
+            record.provable_from = version
     for query in stopped:
-        record.queries[query].got_at = None
+        known = record.queries[query]
+        known.got_at = known.unit = None
+        record.provable_from = version
         change.queries.add(query)
         body.got.append(downstream.del_query(query))
     return body
@@ -60,6 +70,29 @@ def full_body(
         body.desired[client_id] = [downstream.put_query(query) for query in desired]
     body.got = [downstream.put_query(h) for h, known in record.queries.items() if known.got]
     body.rows.append(view.puts)
+    queries.add_internal_rows(record.group_id, view.internal, body)
+    return body
+
+
+def difference_body(
+    version: ViewVersion,
+    record: GroupRecord,
+    base: ViewVersion,
+    view: FullView,
+    queries: QuerySource,
+) -> PokeBody:
+    """What a client at ``base`` lacks of the present view. What is small is sent whole: to repeat
+    it does no harm."""
+    body = PokeBody(version)
+    for (client_id, query), desire in record.desires.items():
+        op = "put" if desire.active else "del"
+        body.desired.setdefault(client_id, []).append(_query_op(op, query))
+    body.got = [
+        downstream.put_query(query)
+        for query, known in record.queries.items()
+        if known.got_at is not None and known.got_at > base
+    ]
+    body.rows.extend(run for run in (view.dels, view.puts) if run)
     queries.add_internal_rows(record.group_id, view.internal, body)
     return body
 

@@ -35,6 +35,7 @@ from view_syncer.cvr.keeper import RecordKeeper
 from view_syncer.cvr.record import ConfigChange, GroupRecord, QueryHash
 from view_syncer.cvr.store import ConcurrentModification, RecordStore
 from view_syncer.engine_host import EngineHost
+from view_syncer.fact_keeper import FactKeeper
 from view_syncer.fan_out import GroupUpdate
 from view_syncer.group_config import configure, delete_clients, retain_clients
 from view_syncer.group_view import GroupView
@@ -47,7 +48,7 @@ from zerocache.errors import ClientFacingError, QueryError
 from zerocache.protocol import downstream
 from zerocache.protocol.client_schema import ClientSchema
 from zerocache.protocol.messages import ChangeDesiredQueries, DeleteClients, InitConnection
-from zerocache.protocol.versions import Watermark
+from zerocache.protocol.versions import ViewVersion, Watermark
 
 log = structlog.get_logger(__name__)
 
@@ -62,6 +63,7 @@ class Services:
 
     engine: EngineHost
     store: RecordStore
+    facts: FactKeeper
     queries: QuerySource
     internal_schemas: frozenset[str]
     on_empty: Callable[[ClientGroup], None]
@@ -94,6 +96,7 @@ class ClientGroup:
             self._audience,
             services.engine,
             services.queries,
+            services.facts,
             on_lost=lambda: self.schedule(self.rebuild()),
         )
         self._loaded = False
@@ -370,8 +373,8 @@ class ClientGroup:
         self._loaded = True
 
     async def _check_cookie(self, client: Client) -> None:
-        """§4.2.2, with one difference: data advances are not recorded, so as long as this object
-        has not hydrated, a cookie of such an advance may be newer than the record."""
+        """§4.2.2, with one difference: data advances are not recorded, so a cookie of such an
+        advance, made before this object or by another server, may be newer than the record."""
         base = client.base
         if base is None:
             return
@@ -382,7 +385,8 @@ class ClientGroup:
         version = self._audience.version
         if base <= version:
             return
-        if base.config or not self._view.cold:
+        seen = not self._view.cold and base.issuer == self._services.facts.author
+        if seen or base != ViewVersion.of_issuer(base.issuer, base.state):
             raise ClientFacingError(
                 "InvalidConnectionRequestBaseCookie",
                 f"Cookie {base.cookie()} is ahead of the server's {version.cookie()}.",
@@ -392,7 +396,8 @@ class ClientGroup:
                 "ClientNotFound",
                 f"Cookie {base.cookie()} is of a state this server's replica never had.",
             )
-        self._audience.restart(base)
+        if base > self._audience.version:
+            self._audience.restart(base)
 
     async def _check_schema(self, schema: ClientSchema) -> None:
         services = self._services

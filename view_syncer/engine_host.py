@@ -13,6 +13,7 @@ import contextlib
 import queue
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +21,7 @@ from typing import Any, TypeVar
 import apsw
 import structlog
 
+from view_syncer.cvr.facts import Members, RowKey
 from view_syncer.fan_out import (
     FanOut,
     FullView,
@@ -32,10 +34,12 @@ from view_syncer.fan_out import (
 )
 from view_syncer.hydrator import Hydrator
 from view_syncer.intake import Intake
-from view_syncer.ivm.encode import ClientTables
+from view_syncer.ivm.encode import ClientTables, Encoder
 from view_syncer.ivm.engine import Engine
 from view_syncer.ivm.hydration import HydrationLimits, HydrationRequest
 from view_syncer.ivm.pipeline import Pipeline
+from view_syncer.ivm.snapshot import ReaderPool, SnapshotReader
+from view_syncer.membership import MAX_CHECKPOINT_ROWS, MembershipLog, Taken, UnitId
 from zerocache.errors import QueryError
 from zerocache.protocol.versions import Watermark
 from zerocache.replica.auto_index import IndexWish
@@ -85,7 +89,9 @@ class EngineHost:
         # Before the file is opened: one that is replaced in between then looks replaced.
         self._inode = self._path.stat().st_ino
         self._engine = Engine(self._path)
-        self._fan_out = FanOut()
+        self._membership = MembershipLog()
+        self._fan_out = FanOut(self._membership)
+        self._readers = ReaderPool(self._path, max_idle=1)
         self._hydrator = Hydrator(self._path, limits)
         self._intake = intake or Intake()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -97,6 +103,7 @@ class EngineHost:
         await self._hydrator.close()
         self._jobs.put(None)
         await asyncio.to_thread(self._thread.join)
+        self._readers.close()
 
     def notify(self) -> None:
         """A newer version may be ready."""
@@ -181,6 +188,28 @@ class EngineHost:
 
     async def full_view(self, group: Group, client: ClientTables) -> FullView:
         return await self._call(lambda e: self._fan_out.full_view(e, group))
+
+    async def difference(
+        self, group: Group, client: ClientTables, held: frozenset[RowKey], base: Watermark
+    ) -> FullView:
+        """What a client that has the rows ``held`` of version ``base`` needs to have it all."""
+        return await self._call(lambda e: self._fan_out.difference(e, group, client, held, base))
+
+    async def take_moves(self, *, all_due: bool = False) -> Taken:
+        """What moved in and out of the queries here since the last call."""
+        return await self._call(lambda e: self._membership.take(e.version, all_due=all_due))
+
+    def has_unwritten(self) -> bool:
+        """Whether units wait for their first :meth:`members`."""
+        return self._membership.waiting()
+
+    async def members(self, unit: UnitId) -> tuple[Watermark, Members] | None:
+        """The rows of a unit and their version; None if it is gone, or too large to be written
+        down. Named on another thread, on a snapshot of its own."""
+        pinned = await self._call(lambda _: self._pin(unit))
+        if pinned is None:
+            return None
+        return await asyncio.to_thread(pinned.read, self._readers)
 
     async def drop(self, group: Group) -> None:
         """Release all queries of a group."""
@@ -291,6 +320,7 @@ class EngineHost:
         advance = self._engine.advance()
         if advance is None:
             return
+        self._membership.note(advance)
         if advance.reset:
             self._fan_out.void()
         updates = {} if advance.reset else self._fan_out.updates(advance)
@@ -305,6 +335,32 @@ class EngineHost:
         log.info("replica_reopened", version=self._engine.version)
         self._report(WorkerAdvance(self._engine.version, {}, True))
 
+    def _pin(self, unit_id: UnitId) -> _Pinned | None:
+        """A snapshot at the engine's version, and the rows of a unit there."""
+        unit = self._membership.unit(unit_id)
+        if unit is None or unit.pipeline.row_count() > MAX_CHECKPOINT_ROWS:
+            return None
+        reader = self._readers.take()
+        try:
+            reader.begin()
+            while reader.version > self._engine.version:
+                self._advance()
+                reader.begin()
+        except BaseException:
+            reader.close()
+            raise
+        engine = self._engine
+        behind = (reader.version, reader.replica_version) != (
+            engine.version,
+            engine.replica_version,
+        )
+        if behind or self._membership.unit(unit_id) is not unit:
+            self._readers.give_back(reader)
+            self._membership.postpone(unit)
+            return None
+        since = self._membership.written(unit, engine.version)
+        return _Pinned(reader, unit.pipeline.rows(), Encoder(unit.client, engine.schema), since)
+
     def _adopt(self, engine: Engine, prepared: Prepared) -> Engine:
         """Take in what was hydrated elsewhere; returns the engine, which may be a new one if the
         replica was replaced."""
@@ -314,6 +370,25 @@ class EngineHost:
         for hydration in prepared.hydrations:
             self._engine.adopt(hydration)
         return self._engine
+
+
+@dataclass(frozen=True, slots=True)
+class _Pinned:
+    """``rows`` as of the snapshot of ``reader``."""
+
+    reader: SnapshotReader
+    rows: dict[str, set[int]]
+    encoder: Encoder
+    since: Watermark
+
+    def read(self, readers: ReaderPool) -> tuple[Watermark, Members]:
+        """Name the rows; gives the reader back."""
+        try:
+            keys = self.encoder.keys_by_row(self.reader.db, self.rows)
+            named = [key for rows in keys.values() for key in rows.values()]
+            return self.reader.version, Members(self.since, named)
+        finally:
+            readers.give_back(self.reader)
 
 
 def _requests(

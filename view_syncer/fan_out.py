@@ -12,15 +12,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from view_syncer.cvr.facts import RowKey
 from view_syncer.ivm.encode import ClientTables, RowPatch
 from view_syncer.ivm.engine import Advance, Engine, Subscription
 from view_syncer.ivm.hydration import EncodedRows, Hydration
 from view_syncer.ivm.pipeline import Pipeline
+from view_syncer.membership import MembershipLog, UnitId
 from zerocache.errors import QueryError
 from zerocache.protocol.versions import Watermark
 from zerocache.zql.ast import Query
 
 QueryKey = str
+MAX_DIFFERENCES = 64
 
 
 @dataclass(slots=True)
@@ -52,8 +55,8 @@ class WorkerAdvance:
 class Reconciled:
     """Outcome of changing a group's set of queries, at ``version``.
 
-    ``added`` queries run now; ``failed`` ones do not. ``puts`` and ``dels`` are the row
-    differences against what the group's queries yielded before.
+    ``added`` queries run now, as ``units``; ``failed`` ones do not. ``puts`` and ``dels`` are the
+    row differences against what the group's queries yielded before.
     """
 
     version: Watermark
@@ -62,15 +65,18 @@ class Reconciled:
     puts: list[str]
     dels: list[str]
     internal: dict[QueryKey, list[str]]
+    units: dict[QueryKey, UnitId] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class FullView:
-    """Everything a group's queries yield at ``version``."""
+    """Everything a group's queries yield at ``version``; or, with ``dels``, all that somebody
+    with older rows lacks of it."""
 
     version: Watermark
     puts: list[str]
     internal: dict[QueryKey, list[str]]
+    dels: list[str] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -111,11 +117,14 @@ class _GroupQueries:
 class FanOut:
     """The groups of one worker. :meth:`void` after the engine was reset or replaced."""
 
-    def __init__(self) -> None:
+    def __init__(self, membership: MembershipLog) -> None:
+        self._membership = membership
         self._groups: dict[Group, _GroupQueries] = {}
         self._readers: dict[Pipeline, dict[Group, set[QueryKey]]] = {}
+        self._differences = _Differences()
 
     def void(self) -> None:
+        self._membership.void()
         self._groups.clear()
         self._readers.clear()
 
@@ -199,6 +208,11 @@ class FanOut:
         result.dels = [text for _, _, text in engine.deletions(client, gone)]
         for key, subscription in retired:
             self._leave(engine, group, key, subscription)
+        for key in result.added:
+            running = queries.client[key]
+            unit = self._membership.id_of(running.pipeline, running.client)
+            assert unit is not None
+            result.units[key] = unit
         return result
 
     def _encode_new(
@@ -238,6 +252,34 @@ class FanOut:
             view.internal[key] = engine.rows(subscription)
         return view
 
+    def difference(
+        self,
+        engine: Engine,
+        group: Group,
+        client: ClientTables,
+        held: frozenset[RowKey],
+        base: Watermark,
+    ) -> FullView:
+        """What leads from ``held``, the rows somebody had at version ``base``, to the present."""
+        queries = self._groups.setdefault(group, _GroupQueries())
+        pipelines = frozenset(s.pipeline for s in queries.client.values())
+        made = self._differences.find(engine.version, (client, pipelines, held, base))
+        if made is None:
+            present = engine.keys_by_row(client, queries.held())
+            keys = {key for rows in present.values() for key in rows.values()}
+            dels = [key for key in held if key not in keys]
+            puts: dict[str, set[int]] = {}
+            for table, rows in present.items():
+                kept = {rowid for rowid, key in rows.items() if key in held}
+                puts[table] = (rows.keys() - kept) | engine.changed_since(table, kept, base)
+            made = dels, engine.encode_rows(client, puts)
+            self._differences.keep((client, pipelines, held, base), made)
+        dels, encoded = made
+        view = FullView(engine.version, encoded, {}, dels)
+        for key, subscription in queries.internal.items():
+            view.internal[key] = engine.rows(subscription)
+        return view
+
     def drop(self, engine: Engine, group: Group) -> None:
         queries = self._groups.pop(group, None)
         if queries is None:
@@ -256,6 +298,7 @@ class FanOut:
         subscription = engine.subscribe(query, client)
         readers = self._readers.setdefault(subscription.pipeline, {})
         readers.setdefault(group, set()).add(key)
+        self._membership.started(subscription.pipeline, subscription.client, engine.version)
         return subscription
 
     def _leave(
@@ -273,6 +316,29 @@ class FanOut:
             if not readers:
                 del self._readers[pipeline]
         engine.unsubscribe(subscription)
+        if not engine.reads(subscription):
+            self._membership.ended(pipeline, subscription.client)
+
+
+class _Differences:
+    """Differences of the present version: many groups come back at once, and most of them have
+    the same way to go."""
+
+    def __init__(self) -> None:
+        self._version = Watermark("00")
+        self._made: dict[_DifferenceKey, tuple[list[str], list[str]]] = {}
+
+    def find(self, version: Watermark, key: _DifferenceKey) -> tuple[list[str], list[str]] | None:
+        if version != self._version or len(self._made) > MAX_DIFFERENCES:
+            self._made.clear()
+            self._version = version
+        return self._made.get(key)
+
+    def keep(self, key: _DifferenceKey, made: tuple[list[str], list[str]]) -> None:
+        self._made[key] = made
+
+
+_DifferenceKey = tuple[ClientTables, frozenset[Pipeline], frozenset[RowKey], Watermark]
 
 
 def _stays(pipeline: Pipeline, table: str, rowid: int, advance: Advance) -> bool:

@@ -12,21 +12,31 @@ never a part.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from view_syncer.advances import AdvanceQueue, GroupAdvance, Superseded
 from view_syncer.audience import Audience, Client
-from view_syncer.bodies import add_rows, config_body, full_body, got_body, wiping
+from view_syncer.bodies import (
+    add_rows,
+    config_body,
+    difference_body,
+    full_body,
+    got_body,
+    wiping,
+)
 from view_syncer.context import ConnectionContext
+from view_syncer.cvr.facts import RowKey
 from view_syncer.cvr.keeper import RecordKeeper
 from view_syncer.cvr.record import ConfigChange, GroupRecord, QueryHash
 from view_syncer.engine_host import EngineHost
+from view_syncer.fact_keeper import FactKeeper
 from view_syncer.fan_out import Group, Prepared
 from view_syncer.ivm.encode import ClientTables
 from view_syncer.poke import PokeBody
 from view_syncer.queries import QuerySource, Wanted
 from view_syncer.query_failures import report_failed, report_rejected
 from zerocache.errors import QueryError
-from zerocache.protocol.versions import ViewVersion, Watermark
+from zerocache.protocol.versions import NO_STATE, ViewVersion, Watermark
 from zerocache.zql.ast import Query
 
 
@@ -45,8 +55,10 @@ class GroupView:
         audience: Audience,
         engine: EngineHost,
         queries: QuerySource,
+        facts: FactKeeper,
         on_lost: Callable[[], None],
     ) -> None:
+        self._facts = facts
         self._owner = owner
         self._keeper = keeper
         self._audience = audience
@@ -97,13 +109,16 @@ class GroupView:
             self._on_lost()
             return
         if body is None:
-            body = PokeBody(ViewVersion(advance.version))
+            body = PokeBody(self._facts.version(advance.version))
             self._queries.add_internal(self._record.group_id, update, body)
             if update.dels:
                 body.rows.append(update.dels)
             body.rows.extend(update.puts)
             if not body.size():
                 return
+            if body.mutations:
+                # Which results a client has is not among the facts.
+                self._record.provable_from = body.version
         self._audience.emit(body)
 
     def _report_failed(self, failed: Mapping[QueryHash, QueryError]) -> None:
@@ -120,9 +135,15 @@ class GroupView:
             body = None
             present = self._audience.version
             if change.bump or not self._record.exists:
-                body = config_body(ViewVersion(present.state, present.config + 1), change)
+                body = config_body(self._next_config(), change)
             await self._keeper.save(change, present if body is None else body.version)
-            if body is not None:
+            if body is None:
+                return
+            if self._has_gap:
+                # Everybody is about to be brought here by one poke. What is poked before would
+                # only replace a cookie whose rows are known by one that nobody knows.
+                self._audience.restart(body.version)
+            else:
                 self._audience.emit(body)
 
     async def reconcile(
@@ -152,7 +173,7 @@ class GroupView:
         behind = self._audience.catch_up()
         if behind:
             with self._advances.held():
-                await self._send_full(behind, epoch)
+                await self._bring(behind, epoch)
 
     async def _apply(self, wanted: Wanted, expired: list[QueryHash], epoch: int) -> None:
         add = {h: q for h, (key, q) in wanted.queries.items() if self._running.get(h) != key}
@@ -195,7 +216,8 @@ class GroupView:
         # Also those that did not run yet, when this object is new and the record is not.
         stopped = [h for h, q in self._record.queries.items() if q.got and h not in self._running]
         version = self._next_version(result.version)
-        body = got_body(version, self._record, result.added, stopped, change)
+        added = {query: result.units[query] for query in result.added}
+        body = got_body(version, self._record, added, stopped, change)
         add_rows(body, result, self._queries, self._record.group_id)
         for query in expired:
             self._record.drop_query(query, change)
@@ -211,8 +233,17 @@ class GroupView:
         cookie may have been issued for other contents."""
         present = self._audience.version
         if state > present.state:
-            return ViewVersion(state, 1 if self._has_gap else 0)
-        return ViewVersion(present.state, present.config + 1)
+            first = self._facts.version(state)
+            return replace(first, config=first.config + 1) if self._has_gap else first
+        return self._next_config()
+
+    def _next_config(self) -> ViewVersion:
+        """The next version at the same state."""
+        present = self._audience.version
+        following = replace(present, config=present.config + 1)
+        if present.state == NO_STATE:
+            return following  # nothing was hydrated yet, so there are no facts to be looked up
+        return max(self._facts.version_after(present), following)
 
     @property
     def _has_gap(self) -> bool:
@@ -234,15 +265,45 @@ class GroupView:
         else:
             self._audience.emit(body)
 
-    async def _send_full(self, clients: list[Client], epoch: int) -> None:
-        assert self.tables is not None
-        view = await self._advances.of_engine(
-            self._engine.full_view(self._owner, self.tables), epoch
-        )
-        self._advances.drain(view.version)
-        self._advances.check(epoch)
-        body = full_body(self._audience.version, self._record, view, self._queries)
-        wipe = wiping(body)
+    async def _bring(self, clients: list[Client], epoch: int) -> None:
+        """Bring clients here that recent pokes do not reach: by what they lack, if that can be
+        told from where they are, else by everything."""
+        bodies: dict[ViewVersion | None, PokeBody] = {}
         for client in clients:
+            base = client.base
+            if base not in bodies:
+                bodies[base] = await self._body_from(base, epoch)
             if client.admitted and self._audience.has(client):
-                self._audience.send(client, body if client.base is None else wipe)
+                self._audience.send(client, bodies[base])
+
+    async def _body_from(self, base: ViewVersion | None, epoch: int) -> PokeBody:
+        held = await self._held(base)
+        self._advances.check(epoch)
+        assert self.tables is not None
+        if base is None or held is None:
+            answer = self._engine.full_view(self._owner, self.tables)
+            view = await self._advances.of_engine(answer, epoch)
+            self._reach(view.version, epoch)
+            body = full_body(self._audience.version, self._record, view, self._queries)
+            return body if base is None else wiping(body)
+        answer = self._engine.difference(self._owner, self.tables, held, base.state)
+        view = await self._advances.of_engine(answer, epoch)
+        self._reach(view.version, epoch)
+        return difference_body(self._audience.version, self._record, base, view, self._queries)
+
+    def _reach(self, version: Watermark, epoch: int) -> None:
+        self._advances.drain(version)
+        self._advances.check(epoch)
+
+    async def _held(self, base: ViewVersion | None) -> frozenset[RowKey] | None:
+        """The rows a client at ``base`` has; None if that cannot be proven."""
+        if base is None or base < self._record.provable_from:
+            return None
+        units: set[str] = set()
+        for query in self._record.queries.values():
+            if query.got_at is None or query.got_at > base:
+                continue
+            if query.unit is None:
+                return None
+            units.add(query.unit)
+        return await self._facts.held(base, units)

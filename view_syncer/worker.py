@@ -25,6 +25,7 @@ from view_syncer.context import ConnectionContext
 from view_syncer.cvr.opening import store_of
 from view_syncer.cvr.purge import PurgePolicy, Reaper
 from view_syncer.engine_host import EngineHost
+from view_syncer.fact_keeper import FactKeeper
 from view_syncer.fan_out import GroupUpdate, WorkerAdvance
 from view_syncer.inspector import Inspector
 from view_syncer.intake import Intake
@@ -52,6 +53,7 @@ its queries running and its recent pokes at hand."""
 WRITE_LIMIT_BYTES = 1024 * 1024
 """Unsent bytes beyond which a client is not poked any further until it has taken most of them."""
 CLOSE_WAIT_S = 5.0
+FACTS_WAIT_S = 5.0
 EXAMINE_INTERVAL_S = 600.0
 """How often all running plans are examined for missing indexes: tables grow."""
 
@@ -101,10 +103,13 @@ class Worker:
             self._intake,
         )
         self._engine.start()
+        self._facts = FactKeeper(self._store, self._engine)
+        await self._facts.open()
         self._inspector = Inspector(config, self._engine, self._queries)
         self._services = Services(
             engine=self._engine,
             store=self._store,
+            facts=self._facts,
             queries=self._queries,
             internal_schemas=frozenset({config.app_schema, config.shard_schema}),
             on_empty=self._linger,
@@ -114,6 +119,7 @@ class Worker:
         self._spawn(self._follow_replica(version_socket))
         self._spawn(self._examine_plans())
         self._spawn(self._maintenance().run())
+        self._spawn(self._facts.run())
         self._spawn(self._keep_alive())
         self._spawn(Reaper(self._store, PurgePolicy.of(config)).run())
         self._spawn(self._intake.run())
@@ -131,6 +137,8 @@ class Worker:
             handle.cancel()
         for pushes in self._pushes.values():
             await pushes.drain()
+        # While the groups' queries still run: their rows are written down.
+        await self._facts.close(FACTS_WAIT_S)
         for group in list(self._groups.values()):
             await group.stop()
         for task in list(self._background):
@@ -289,8 +297,9 @@ class Worker:
                 group.invalidate()
             self._spawn(self._rebuild())
             return
+        self._facts.advanced()
         shared: dict[tuple[int, ...], PokeBody] = {}
-        version = ViewVersion(advance.version)
+        version = self._facts.version(advance.version)
         for reader, update in advance.updates.items():
             if reader is self._queries:
                 self._spawn(self._permissions_changed())

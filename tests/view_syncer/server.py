@@ -252,6 +252,9 @@ class Server:
         self._accepting = asyncio.create_task(self._accept())
 
     async def stop(self) -> None:
+        """May be called again by whoever does not know."""
+        if self._accepting.cancelling() or self._accepting.done():
+            return
         for client in self.clients:
             client.close()
         self._accepting.cancel()

@@ -42,6 +42,7 @@ from view_syncer.cvr.rows import (
 )
 from view_syncer.cvr.statements import statement
 from view_syncer.cvr.store import (
+    AuthorForgotten,
     ConcurrentModification,
     StoredFacts,
     StoreUnavailable,
@@ -93,22 +94,14 @@ class PostgresStore:
         self._load_sql = statement("postgres_sql", "load", schema=name)
         self._save_sql = statement("postgres_sql", "save", schema=name)
         self._touch_sql = statement("postgres_sql", "touch", schema=name)
-        self._start_sql, self._continue_sql = (
-            statement(
-                "postgres_sql",
-                "write_facts",
-                schema=name,
-                author=statement("postgres_sql", author, schema=name),
-            )
-            for author in ("start_author", "continue_author")
-        )
+        self._author_sql = statement("postgres_sql", "new_author", schema=name)
+        self._write_sql = statement("postgres_sql", "write_facts", schema=name)
         self._read_sql = statement("postgres_sql", "read_facts", schema=name)
         self._claim_sql = statement("postgres_sql", "claim_purging", schema=name)
         self._purge_sql = statement("postgres_sql", "purge", schema=name)
-        self._forget_sql = statement("postgres_sql", "forget", schema=name)
+        self._tombstones_sql = statement("postgres_sql", "forget_tombstones", schema=name)
+        self._authors_sql = statement("postgres_sql", "forget_authors", schema=name)
         self._drop_sql = statement("postgres_sql", "drop_facts", schema=name)
-        # Authors that wrote through this object: one that is not there any more was forgotten.
-        self._authors: set[str] = set()
 
     async def open(self) -> None:
         await self._pool.open(wait=True, timeout=30)
@@ -165,45 +158,49 @@ class PostgresStore:
 
     # -- facts ---------------------------------------------------------------------------------
 
+    async def new_author(self) -> int:
+        async with self._connection() as db:
+            cursor = await db.execute(self._author_sql, {"now": self._clock()})
+            row = await cursor.fetchone()
+        assert row is not None
+        return int(row[0])
+
     async def write_facts(
-        self, author: str, complete_to: Watermark, writes: Sequence[UnitWrite]
+        self, author: int, complete_to: Watermark, writes: Sequence[UnitWrite]
     ) -> None:
         head = {"author": author, "complete_to": complete_to, "now": self._clock()}
-        known = author in self._authors
         chunks = list(_chunks(writes))
         async with self._connection() as db:
             if len(chunks) == 1:
-                written = await self._write_chunk(db, head, chunks[0], known=known)
-            else:
-                async with db.transaction():
-                    written = await self._write_chunk(db, head, chunks[0], known=known)
-                    for chunk in chunks[1:] if written else ():
-                        await self._write_chunk(db, head, chunk, known=True)
-        if not written:
-            self._authors.discard(author)
-            raise StoreUnavailable.forgotten(author)
-        self._authors.add(author)
+                await self._write_chunk(db, head, chunks[0])
+                return
+            async with db.transaction():
+                for chunk in chunks:
+                    await self._write_chunk(db, head, chunk)
 
     async def _write_chunk(
-        self, db: _Connection, head: Mapping[str, Any], writes: Sequence[UnitWrite], *, known: bool
-    ) -> bool:
-        """Whether the author is there; else nothing is written."""
+        self, db: _Connection, head: Mapping[str, Any], writes: Sequence[UnitWrite]
+    ) -> None:
+        drops = [(w.unit, w.drop_before) for w in writes if w.drop_before]
         values = {
             **head,
+            "x_units": [unit for unit, _ in drops],
+            "x_versions": [version for _, version in drops],
             **_columns("c", [(w.unit, c.version, c.body) for w in writes if (c := w.checkpoint)]),
             **_columns("d", [(w.unit, d.version, d.body) for w in writes if (d := w.delta)]),
         }
-        cursor = await db.execute(self._continue_sql if known else self._start_sql, values)
-        return await cursor.fetchone() is not None
+        cursor = await db.execute(self._write_sql, values)
+        if await cursor.fetchone() is None:
+            raise AuthorForgotten.of(head["author"])
 
-    async def read_facts(self, author: str, units: Collection[str]) -> StoredFacts:
+    async def read_facts(self, author: int, units: Collection[str]) -> StoredFacts:
         values = {"author": author, "units": list(units)}
         async with self._connection() as db:
             cursor = await db.execute(self._read_sql, values, binary=True)
             rows = await cursor.fetchall()
         return stored_facts(rows)
 
-    async def drop_facts(self, author: str, units: Collection[str]) -> None:
+    async def drop_facts(self, author: int, units: Collection[str]) -> None:
         async with self._connection() as db:
             await db.execute(self._drop_sql, {"author": author, "units": list(units)})
 
@@ -221,13 +218,20 @@ class PostgresStore:
         async with self._connection() as db:
             return (await db.execute(self._purge_sql, values)).rowcount
 
-    async def forget(self, tombstones_before_s: float, authors_before_s: float) -> None:
+    async def forget_tombstones(self, before_s: float) -> None:
+        async with self._connection() as db:
+            await db.execute(self._tombstones_sql, {"before": before_s})
+
+    async def forget_authors(
+        self, inactive_since_s: float, silent_since_s: float, keep: int
+    ) -> None:
         values = {
-            "tombstones_before": tombstones_before_s,
-            "authors_before": authors_before_s,
+            "inactive_since": inactive_since_s,
+            "silent_since": silent_since_s,
+            "keep": keep,
         }
         async with self._connection() as db:
-            await db.execute(self._forget_sql, values)
+            await db.execute(self._authors_sql, values)
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[_Connection]:

@@ -24,7 +24,11 @@ MAX_INTERVAL_S = 16 * 60.0
 MAX_GROWTH = 64
 """A batch is one transaction; it grows up to this many times its first size."""
 TOMBSTONE_S = 31 * 86_400.0
-AUTHOR_S = 3600.0
+SILENT_S = 3600.0
+"""A worker that lives writes more often."""
+KEPT_AUTHORS = 64
+"""Of the authors that fell silent so many are kept, if groups are. Their facts are in the way of
+no one; but a worker that crashes in a loop must not fill the store."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +76,10 @@ class Reaper:
             self.interval_s = self._policy.interval_s
             return 0
         now = self._clock()
-        await self._store.forget(now - TOMBSTONE_S, now - AUTHOR_S)
+        await self._store.forget_tombstones(now - TOMBSTONE_S)
+        await self._store.forget_authors(
+            now - self._policy.inactive_s, now - SILENT_S, keep=KEPT_AUTHORS
+        )
         if self.batch_size == 0:
             return 0
         purged = await self._store.purge_groups(now - self._policy.inactive_s, self.batch_size)

@@ -18,8 +18,6 @@ from zerocache.protocol.versions import NEVER, ViewVersion, Watermark
 
 DEFAULT_TTL_MS = 300_000.0
 MAX_TTL_MS = 600_000.0
-MAX_ISSUERS = 16
-"""Terms of which a record knows who issued the cookies; clients of older ones start over."""
 
 ClientId = str
 QueryHash = str
@@ -59,6 +57,7 @@ class QueryRecord:
     name: str | None = None
     args_json: bytes | None = None
     got_at: ViewVersion | None = None
+    unit: str | None = None
 
     @property
     def got(self) -> bool:
@@ -92,9 +91,8 @@ class GroupRecord:
     ``version`` is the newest one ever promised by a *config* change; data advances move the
     group's version further without writing here (the replica proves them).
 
-    ``term`` counts the server objects that took the group over; ``issuers`` tells, for the newest
-    terms, the author whose facts prove the cookies issued in it. Clients below ``provable_from``
-    cannot be caught up by differences. A ``deleted`` record was purged: its clients start over.
+    Clients below ``provable_from`` cannot be caught up by differences. A ``deleted`` record was
+    purged: its clients start over.
     """
 
     group_id: str
@@ -105,20 +103,10 @@ class GroupRecord:
     profile_id: str | None = None
     replica_version: Watermark | None = None
     ttl_clock_ms: float = 0.0
-    term: int = 0
-    issuers: dict[int, str] = field(default_factory=dict)
     provable_from: ViewVersion = NEVER
     clients: set[ClientId] = field(default_factory=set)
     queries: dict[QueryHash, QueryRecord] = field(default_factory=dict)
     desires: dict[tuple[ClientId, QueryHash], Desire] = field(default_factory=dict)
-
-    def take_over(self, author: str, change: ConfigChange) -> None:
-        """From now on cookies are issued by ``author``."""
-        self.term += 1
-        self.issuers[self.term] = author
-        for term in sorted(self.issuers)[:-MAX_ISSUERS]:
-            del self.issuers[term]
-        change.meta = True
 
     def add_client(self, client: ClientId, change: ConfigChange) -> None:
         if client not in self.clients:

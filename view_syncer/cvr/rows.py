@@ -17,11 +17,9 @@ from view_syncer.cvr.store import Checkpoint, Delta, StoredFacts, UnitFacts
 from zerocache.protocol.client_schema import ClientSchema
 from zerocache.protocol.versions import ViewVersion, Watermark
 
-_ISSUERS: msgspec.json.Decoder[dict[int, str]] = msgspec.json.Decoder(dict[int, str])
-
 
 class GroupRow(msgspec.Struct, frozen=True):
-    """The columns of a group. ``issuers`` and ``client_schema`` are JSON text."""
+    """The columns of a group. ``client_schema`` is JSON text."""
 
     group_id: str
     state_version: str
@@ -30,8 +28,6 @@ class GroupRow(msgspec.Struct, frozen=True):
     profile_id: str | None
     replica_version: str | None
     ttl_clock: float
-    term: int
-    issuers: str
     provable_state: str
     provable_config: int
 
@@ -54,6 +50,7 @@ class QueryRow(msgspec.Struct, frozen=True):
     args: str | None
     got_state: str | None
     got_config: int | None
+    unit: str | None
 
 
 class DesireKey(msgspec.Struct, frozen=True):
@@ -122,8 +119,6 @@ def record_of(
         profile_id=group.profile_id,
         replica_version=None if replica is None else Watermark(replica),
         ttl_clock_ms=group.ttl_clock,
-        term=group.term,
-        issuers=_ISSUERS.decode(group.issuers),
         provable_from=_version(group.provable_state, group.provable_config),
         clients=set(clients),
         queries={row.query_hash: _query(row) for row in queries},
@@ -166,8 +161,6 @@ def _group_row(record: GroupRecord) -> GroupRow:
         profile_id=record.profile_id,
         replica_version=record.replica_version,
         ttl_clock=record.ttl_clock_ms,
-        term=record.term,
-        issuers=msgspec.json.encode(record.issuers).decode(),
         provable_state=record.provable_from.state,
         provable_config=record.provable_from.config,
     )
@@ -183,12 +176,13 @@ def _query_row(group: str, query: str, record: QueryRecord) -> QueryRow:
         args=_text(record.args_json),
         got_state=None if got is None else got.state,
         got_config=None if got is None else got.config,
+        unit=record.unit,
     )
 
 
 def _query(row: QueryRow) -> QueryRecord:
     got = None if row.got_state is None else _version(row.got_state, row.got_config or 0)
-    return QueryRecord(_bytes(row.ast), row.name, _bytes(row.args), got)
+    return QueryRecord(_bytes(row.ast), row.name, _bytes(row.args), got, row.unit)
 
 
 def _version(state: str, config: int) -> ViewVersion:

@@ -31,7 +31,10 @@ from view_syncer.cvr.rows import (
 )
 from view_syncer.cvr.sqlite_file import connect, open_file, path_of
 from view_syncer.cvr.store import (
+    AuthorForgotten,
+    Checkpoint,
     ConcurrentModification,
+    Delta,
     StoredFacts,
     StoreUnavailable,
     UnitWrite,
@@ -52,8 +55,6 @@ class SqliteStore:
         self._path, self._schema, self._clock = path_of(url), schema, clock
         self._writes = _Lane("cvr-write", "IMMEDIATE")
         self._reads = _Lane("cvr-read", "DEFERRED")
-        # Authors that wrote through this object: one that is not there any more was forgotten.
-        self._authors: set[str] = set()
 
     async def open(self) -> None:
         await self._writes.open(lambda: open_file(self._path, self._schema))
@@ -82,27 +83,29 @@ class SqliteStore:
 
     # -- facts ---------------------------------------------------------------------------------
 
+    async def new_author(self) -> int:
+        now = self._clock()
+        return await self._writes.run(lambda db: _new_author(db, now))
+
     async def write_facts(
-        self, author: str, complete_to: Watermark, writes: Sequence[UnitWrite]
+        self, author: int, complete_to: Watermark, writes: Sequence[UnitWrite]
     ) -> None:
-        values = (complete_to, self._clock(), author)
-        statement = _CONTINUE_AUTHOR if author in self._authors else _START_AUTHOR
-        checkpoints = [(author, w.unit, c.version, c.body) for w in writes if (c := w.checkpoint)]
-        deltas = [(author, w.unit, d.version, d.body) for w in writes if (d := w.delta)]
+        progress = (complete_to, self._clock(), author)
+        parts = (
+            (_PUT_CHECKPOINT, [(author, w.unit, *_of(c)) for w in writes if (c := w.checkpoint)]),
+            (_DROP_DELTAS_BEFORE, [(author, w.unit, v) for w in writes if (v := w.drop_before)]),
+            (_PUT_DELTA, [(author, w.unit, *_of(d)) for w in writes if (d := w.delta)]),
+        )
 
-        def write(db: apsw.Connection) -> bool:
-            if not db.execute(statement, values).fetchall():
-                return False
-            db.executemany(_PUT_CHECKPOINT, checkpoints)
-            db.executemany(_PUT_DELTA, deltas)
-            return True
+        def write(db: apsw.Connection) -> None:
+            if not db.execute(_NOTE_PROGRESS, progress).fetchall():
+                raise AuthorForgotten.of(author)
+            for statement, rows in parts:
+                db.executemany(statement, rows)
 
-        if not await self._writes.run(write):
-            self._authors.discard(author)
-            raise StoreUnavailable.forgotten(author)
-        self._authors.add(author)
+        await self._writes.run(write)
 
-    async def read_facts(self, author: str, units: Collection[str]) -> StoredFacts:
+    async def read_facts(self, author: int, units: Collection[str]) -> StoredFacts:
         wanted = msgspec.json.encode(list(units)).decode()
 
         def read(db: apsw.Connection) -> StoredFacts:
@@ -112,7 +115,7 @@ class SqliteStore:
 
         return await self._reads.run(read)
 
-    async def drop_facts(self, author: str, units: Collection[str]) -> None:
+    async def drop_facts(self, author: int, units: Collection[str]) -> None:
         values = [(author, unit) for unit in units]
 
         def drop(db: apsw.Connection) -> None:
@@ -132,8 +135,18 @@ class SqliteStore:
         now = self._clock()
         return await self._writes.run(lambda db: _purge(db, inactive_since_s, limit, now))
 
-    async def forget(self, tombstones_before_s: float, authors_before_s: float) -> None:
-        await self._writes.run(lambda db: _forget(db, tombstones_before_s, authors_before_s))
+    async def forget_tombstones(self, before_s: float) -> None:
+        await self._writes.run(lambda db: db.execute(_FORGET_TOMBSTONES, (before_s,)))
+
+    async def forget_authors(
+        self, inactive_since_s: float, silent_since_s: float, keep: int
+    ) -> None:
+        values = {
+            "inactive_since": inactive_since_s,
+            "silent_since": silent_since_s,
+            "keep": keep,
+        }
+        await self._writes.run(lambda db: _forget_authors(db, values))
 
 
 class _Lane:
@@ -205,6 +218,15 @@ def _unavailable(error: Exception) -> StoreUnavailable:
     return failure
 
 
+def _new_author(db: apsw.Connection, now: float) -> int:
+    db.execute(_NEW_AUTHOR, (now,))
+    return db.last_insert_rowid()
+
+
+def _of(written: Checkpoint | Delta) -> tuple[str, bytes]:
+    return written.version, written.body
+
+
 def _load(db: apsw.Connection, group_id: str) -> GroupRecord | None:
     group = db.execute(_LOAD_GROUP, (group_id,)).fetchone()
     if group is None:
@@ -249,17 +271,15 @@ def _purge(db: apsw.Connection, inactive_since_s: float, limit: int, now: float)
     return len(groups)
 
 
-def _forget(db: apsw.Connection, tombstones_before_s: float, authors_before_s: float) -> None:
-    db.execute(_FORGET_TOMBSTONES, (tombstones_before_s,))
-    authors = db.execute(_FORGET_AUTHORS, (authors_before_s,)).fetchall()
+def _forget_authors(db: apsw.Connection, values: dict[str, float]) -> None:
+    authors = db.execute(_FORGET_AUTHORS, values).fetchall()
     for statement in (_FORGET_CHECKPOINTS, _FORGET_DELTAS):
         db.executemany(statement, authors)
 
 
 _LOAD_GROUP = """
 SELECT "clientGroupID", "stateVersion", "configVersion", "clientSchema", "profileID",
-       "replicaVersion", "ttlClock", term, issuers, "provableState", "provableConfig",
-       "deletedAt" IS NOT NULL
+       "replicaVersion", "ttlClock", "provableState", "provableConfig", "deletedAt" IS NOT NULL
   FROM view_groups WHERE "clientGroupID" = ?
 """
 _LOAD_CLIENTS = 'SELECT "clientID" FROM view_clients WHERE "clientGroupID" = ?'
@@ -268,9 +288,9 @@ _LOAD_DESIRES = 'SELECT * FROM view_desires WHERE "clientGroupID" = ?'
 _INSERT = """
 INSERT INTO view_groups (
     "clientGroupID", "stateVersion", "configVersion", "clientSchema", "profileID",
-    "replicaVersion", "ttlClock", term, issuers, "provableState", "provableConfig", "lastActive")
+    "replicaVersion", "ttlClock", "provableState", "provableConfig", "lastActive")
 VALUES (:group_id, :state_version, :config_version, :client_schema, :profile_id,
-        :replica_version, :ttl_clock, :term, :issuers, :provable_state, :provable_config, :now)
+        :replica_version, :ttl_clock, :provable_state, :provable_config, :now)
 ON CONFLICT DO NOTHING
 RETURNING 1
 """
@@ -278,8 +298,8 @@ _UPDATE = """
 UPDATE view_groups
    SET "stateVersion" = :state_version, "configVersion" = :config_version,
        "clientSchema" = :client_schema, "profileID" = :profile_id,
-       "replicaVersion" = :replica_version, "ttlClock" = :ttl_clock, term = :term,
-       issuers = :issuers, "provableState" = :provable_state,
+       "replicaVersion" = :replica_version, "ttlClock" = :ttl_clock,
+       "provableState" = :provable_state,
        "provableConfig" = :provable_config, "lastActive" = :now
  WHERE "clientGroupID" = :group_id AND "deletedAt" IS NULL
    AND "stateVersion" = :old_state AND "configVersion" = :old_config
@@ -292,21 +312,20 @@ UPDATE view_groups SET "ttlClock" = max("ttlClock", ?), "lastActive" = ?
 _DELETE_CLIENT = 'DELETE FROM view_clients WHERE "clientGroupID" = ? AND "clientID" = ?'
 _PUT_CLIENT = "INSERT OR IGNORE INTO view_clients VALUES (?, ?)"
 _DELETE_QUERY = 'DELETE FROM view_queries WHERE "clientGroupID" = ? AND "queryHash" = ?'
-_PUT_QUERY = "INSERT OR REPLACE INTO view_queries VALUES (?, ?, ?, ?, ?, ?, ?)"
+_PUT_QUERY = "INSERT OR REPLACE INTO view_queries VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 _DELETE_DESIRE = """
 DELETE FROM view_desires WHERE "clientGroupID" = ? AND "clientID" = ? AND "queryHash" = ?
 """
 _PUT_DESIRE = "INSERT OR REPLACE INTO view_desires VALUES (?, ?, ?, ?, ?)"
-_START_AUTHOR = """
-INSERT INTO fact_authors ("completeTo", "lastActive", author) VALUES (?, ?, ?)
-ON CONFLICT DO UPDATE SET "completeTo" = excluded."completeTo", "lastActive" = excluded."lastActive"
-RETURNING 1
+_NEW_AUTHOR = """
+INSERT INTO fact_authors ("completeTo", "lastActive") VALUES ('00', ?)
 """
-_CONTINUE_AUTHOR = """
+_NOTE_PROGRESS = """
 UPDATE fact_authors SET "completeTo" = ?, "lastActive" = ? WHERE author = ? RETURNING 1
 """
 _PUT_CHECKPOINT = "INSERT OR REPLACE INTO fact_checkpoints VALUES (?, ?, ?, ?)"
 _PUT_DELTA = "INSERT OR REPLACE INTO fact_deltas VALUES (?, ?, ?, ?)"
+_DROP_DELTAS_BEFORE = "DELETE FROM fact_deltas WHERE author = ? AND unit = ? AND version < ?"
 _DROP_CHECKPOINT = "DELETE FROM fact_checkpoints WHERE author = ? AND unit = ?"
 _DROP_DELTAS = "DELETE FROM fact_deltas WHERE author = ? AND unit = ?"
 _READ_FACTS = """
@@ -334,15 +353,16 @@ _PURGE_DESIRES = 'DELETE FROM view_desires WHERE "clientGroupID" = ?'
 _BURY = """
 UPDATE view_groups
    SET "deletedAt" = ?, "stateVersion" = '00', "configVersion" = 0, "clientSchema" = NULL,
-       "replicaVersion" = NULL, "ttlClock" = 0, term = 0, issuers = '{}', "provableState" = '00',
-       "provableConfig" = 0
+       "replicaVersion" = NULL, "ttlClock" = 0, "provableState" = '00', "provableConfig" = 0
  WHERE "clientGroupID" = ?
 """
 _FORGET_TOMBSTONES = 'DELETE FROM view_groups WHERE "deletedAt" < ?'
 _FORGET_AUTHORS = """
 DELETE FROM fact_authors
- WHERE "lastActive" < ?
-   AND author NOT IN (SELECT i.value FROM view_groups, json_each(issuers) i)
+ WHERE "lastActive" < :silent_since
+   AND ("lastActive" < :inactive_since
+        OR author NOT IN (SELECT author FROM fact_authors WHERE "lastActive" < :silent_since
+                           ORDER BY author DESC LIMIT :keep))
 RETURNING author
 """
 _FORGET_CHECKPOINTS = "DELETE FROM fact_checkpoints WHERE author = ?"

@@ -35,11 +35,15 @@ class StoreUnavailable(ZerocacheError):
 
     code = "ZC540"
 
+
+class AuthorForgotten(StoreUnavailable):
+    """The author was silent for too long, and what it wrote is gone."""
+
     @classmethod
-    def forgotten(cls, author: str) -> Self:
+    def of(cls, author: int) -> Self:
         return cls(
-            f"the facts of author {author!r} are gone: it was silent for too long, and no client "
-            "group named it; all of them must be written again"
+            f"author {author} of membership facts is unknown to the store of the view records: it "
+            "was silent for too long"
         )
 
 
@@ -76,12 +80,13 @@ class Delta(msgspec.Struct, frozen=True):
 
 
 class UnitWrite(msgspec.Struct, frozen=True):
-    """``checkpoint`` replaces the author's one of this unit; ``delta`` is kept beside the others.
-    One of the same version is replaced."""
+    """``checkpoint`` replaces the author's one of this unit; ``delta`` is kept beside the others,
+    except those below ``drop_before``. One of the same version is replaced."""
 
     unit: str
     checkpoint: Checkpoint | None = None
     delta: Delta | None = None
+    drop_before: Watermark | None = None
 
 
 class UnitFacts(msgspec.Struct, frozen=True):
@@ -104,18 +109,22 @@ class FactStore(Protocol):
 
     * An author writes one thing at a time, and after a failure cannot know what is stored.
     * It writes at least every few minutes, if only its ``complete_to``: an author that was silent
-      for an hour and that no group names is forgotten. Its next write then fails.
+      for long is forgotten.
     """
 
-    async def write_facts(
-        self, author: str, complete_to: Watermark, writes: Sequence[UnitWrite]
-    ) -> None:
-        """All of ``writes`` and the author's ``complete_to``, or nothing."""
+    async def new_author(self) -> int:
+        """A number from 1 on, larger than any that was given out before."""
 
-    async def read_facts(self, author: str, units: Collection[str]) -> StoredFacts:
+    async def write_facts(
+        self, author: int, complete_to: Watermark, writes: Sequence[UnitWrite]
+    ) -> None:
+        """All of ``writes`` and the author's ``complete_to``, or nothing; :class:`AuthorForgotten`
+        if there is no such author (any more)."""
+
+    async def read_facts(self, author: int, units: Collection[str]) -> StoredFacts:
         """What ``author`` wrote of ``units``, as of one moment."""
 
-    async def drop_facts(self, author: str, units: Collection[str]) -> None:
+    async def drop_facts(self, author: int, units: Collection[str]) -> None:
         """Forget all that ``author`` wrote of ``units``."""
 
 
@@ -129,9 +138,15 @@ class PurgeStore(Protocol):
         """Turn at most ``limit`` groups into tombstones, those inactive longest first; how many
         there were. Records that are being written are passed over."""
 
-    async def forget(self, tombstones_before_s: float, authors_before_s: float) -> None:
-        """Delete tombstones made before, and authors inactive since, unless a group names them
-        as issuer, with their facts."""
+    async def forget_tombstones(self, before_s: float) -> None:
+        """Delete those of groups that were purged before."""
+
+    async def forget_authors(
+        self, inactive_since_s: float, silent_since_s: float, keep: int
+    ) -> None:
+        """Delete with their facts the authors that did not write since ``inactive_since_s``, and
+        of those that did not since ``silent_since_s`` all but the newest ``keep``. One that wrote
+        later is never deleted."""
 
 
 class Store(RecordStore, FactStore, PurgeStore, Protocol):

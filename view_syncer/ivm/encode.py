@@ -67,11 +67,13 @@ class RowPatch:
 
     ``dels`` carry table and rowid (in the older snapshot) so that a group can drop the deletion
     of a row another of its queries still holds. All dels of a poke go before all puts: a key that
-    moved to another row is then put again after its deletion.
+    moved to another row is then put again after its deletion. ``keys`` name, as the deletions
+    they may need one day, the rows among ``puts`` that clients did not have under their key.
     """
 
     dels: list[tuple[str, int, str]] = field(default_factory=list)
     puts: list[str] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
 
 
 def register_functions(db: apsw.Connection) -> None:
@@ -135,11 +137,26 @@ class Encoder:
             if change.left:
                 patch.dels.extend(self._dels(old, sql, table, change.left))
             if change.edited:
-                patch.dels.extend(self._rekeyed(old, new, sql, table, change.edited))
+                self._rekeyed(old, new, sql, table, change.edited, patch)
+            if change.entered:
+                patch.keys.extend(
+                    text for _, _, text in self._dels(new, sql, table, change.entered)
+                )
             current = change.entered | change.edited
             if current:
                 patch.puts.extend(text for _, text in _encoded(new, sql.put, table, current))
         return patch
+
+    def keys_by_row(
+        self, db: apsw.Connection, rows: Mapping[str, Collection[int]]
+    ) -> dict[str, dict[int, str]]:
+        """The ``del`` of each row that exists in ``db``, by table and rowid."""
+        found: dict[str, dict[int, str]] = {}
+        for table, rowids in rows.items():
+            sql = self._table(table)
+            if sql is not None and rowids:
+                found[table] = dict(db.execute(sql.del_, (rowid_array(rowids),)))
+        return found
 
     def dels(
         self, db: apsw.Connection, rows: Mapping[str, Collection[int]]
@@ -165,12 +182,17 @@ class Encoder:
         sql: PatchSql,
         table: str,
         rowids: Collection[int],
-    ) -> list[tuple[str, int, str]]:
+        patch: RowPatch,
+    ) -> None:
         """Deletions of the keys that edited rows had before, where the key changed. The rowid is
         given as 0: such a deletion stands whoever holds the row."""
         before = dict(old.execute(sql.del_, (rowid_array(rowids),)))
         after = dict(new.execute(sql.del_, (rowid_array(rowids),)))
-        return [(table, 0, text) for r, text in before.items() if after.get(r) != text]
+        for rowid, text in before.items():
+            if after.get(rowid) != text:
+                patch.dels.append((table, 0, text))
+                if rowid in after:
+                    patch.keys.append(after[rowid])
 
     def _table(self, name: str) -> PatchSql | None:
         if name not in self._sql:

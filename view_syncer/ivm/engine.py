@@ -242,6 +242,22 @@ class Engine:
         encoder = self._encoder(client)
         return encoder.dels(self._current.db, rows)
 
+    def keys_by_row(
+        self, client: ClientTables, rows: Mapping[str, set[int]]
+    ) -> dict[str, dict[int, str]]:
+        """What names each of ``rows`` to clients: its ``del``, by table and rowid."""
+        return self._encoder(client).keys_by_row(self._current.db, rows)
+
+    def changed_since(self, table: str, rowids: set[int], version: Watermark) -> set[int]:
+        """Those of ``rowids`` whose content may differ from what it was at ``version``."""
+        if self.schema[table].min_row_version > version:
+            return rowids
+        return changed_since(self._current.db, table, rowids, version)
+
+    def reads(self, subscription: Subscription) -> bool:
+        """Whether anybody still follows this pipeline through this client schema."""
+        return subscription.client in self._clients.get(subscription.pipeline, ())
+
     def advance(self) -> Advance | None:
         """Move to the newest commit; None if the snapshot is already there.
 

@@ -21,7 +21,10 @@ NO_STATE = Watermark("00")
 
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 _MAX_DIGITS = 36
-_MAX_CONFIG = 2**53 - 1
+MAX_CONFIG = 2**53 - 1
+_ISSUER_SHIFT = 20
+NOBODY = MAX_CONFIG >> _ISSUER_SHIFT
+"""An issuer that never wrote down anything."""
 
 
 def lexi_encode(number: int) -> str:
@@ -76,10 +79,24 @@ _COOKIE_DOT = ";"
 
 @dataclass(frozen=True, order=True, slots=True)
 class ViewVersion:
-    """Version of a client group's view; orders as its cookie does (sync-protocol.md §3.1)."""
+    """Version of a client group's view; orders as its cookie does (sync-protocol.md §3.1).
+
+    The upper bits of ``config`` name the *issuer*, the worker life that made the version: what a
+    cookie stands for is only ever looked up in the facts of the one that issued it. Issuer 0, the
+    first of a database, gives the plain cookies of the specification.
+    """
 
     state: Watermark
     config: int = 0
+
+    @property
+    def issuer(self) -> int:
+        return self.config >> _ISSUER_SHIFT
+
+    @classmethod
+    def of_issuer(cls, issuer: int, state: Watermark) -> ViewVersion:
+        """The first version at ``state`` that ``issuer`` may give out."""
+        return cls(state, issuer << _ISSUER_SHIFT)
 
     def cookie(self) -> str:
         state = self.state.replace(".", _COOKIE_DOT)
@@ -97,7 +114,7 @@ class ViewVersion:
         if not separator:
             return cls(Watermark(state))
         number = lexi_decode(config)
-        if number > _MAX_CONFIG:
+        if number > MAX_CONFIG:
             raise ValueError(f"cookie {cookie!r}: config version above 2^53-1")
         return cls(Watermark(state), number)
 

@@ -21,8 +21,6 @@ def new_record(change: ConfigChange) -> GroupRecord:
     record.replica_version = Watermark("110")
     record.ttl_clock_ms = 12.5
     record.provable_from = version("00", 1)
-    record.take_over("life-1", change)
-    record.take_over("life-2", change)
     record.add_client("c1", change)
     ast = b'{ "table":"t", "limit":100000000000000000000 }'
     ops = [
@@ -32,4 +30,5 @@ def new_record(change: ConfigChange) -> GroupRecord:
     record.apply_query_ops("c1", ops, 0, change)
     record.apply_query_ops("c1", [DeleteQuery("ast")], 3.25, change)
     record.queries["named"].got_at = version("00", 1)
+    record.queries["named"].unit = "unit-1"
     return record

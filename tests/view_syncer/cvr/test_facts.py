@@ -1,97 +1,73 @@
-"""The fact store: what an author wrote is what a reader gets, all of it or nothing."""
+"""The members of a unit at any version, from one set of members and the moves around it."""
 
 from __future__ import annotations
 
-from typing import cast
+from hypothesis import given
+from hypothesis import strategies as st
 
-import pytest
+from view_syncer.cvr.facts import Members, Move, UnitHistory, pack
+from view_syncer.cvr.store import Checkpoint, Delta, UnitFacts
+from zerocache.protocol.versions import Watermark, lexi_encode
 
-from tests.view_syncer.cvr.conftest import Store
-from view_syncer.cvr.store import (
-    Checkpoint,
-    Delta,
-    StoredFacts,
-    StoreUnavailable,
-    UnitFacts,
-    UnitWrite,
-)
-from zerocache.protocol.versions import Watermark
-
-V1, V2, V3 = Watermark("01"), Watermark("0z"), Watermark("110")
-BODY = bytes(range(256))
+KEYS = [f'{{"op":"del","id":{i}}}' for i in range(8)]
 
 
-async def test_unknown_author_has_no_facts(store: Store) -> None:
-    assert await store.read_facts("nobody", ["u"]) == StoredFacts(None, {})
+def version(number: int) -> Watermark:
+    return Watermark(lexi_encode(number))
 
 
-async def test_written_facts_are_read_in_the_order_of_versions(store: Store) -> None:
-    await store.write_facts("a", V1, [UnitWrite("u", Checkpoint(V1, BODY), Delta(V3, b"3"))])
-    await store.write_facts("a", V3, [UnitWrite("u", None, Delta(V2, b"")), UnitWrite("empty")])
-    assert await store.read_facts("a", ["u", "empty"]) == StoredFacts(
-        V3, {"u": UnitFacts(Checkpoint(V1, BODY), [Delta(V2, b""), Delta(V3, b"3")])}
-    )
+@st.composite
+def lives(draw: st.DrawFn) -> list[set[str]]:
+    """The members of a unit at each version, version 0 first."""
+    return draw(st.lists(st.sets(st.sampled_from(KEYS)), min_size=1, max_size=12))
 
 
-async def test_checkpoint_replaces_the_one_before_and_keeps_deltas(store: Store) -> None:
-    await store.write_facts("a", V1, [UnitWrite("u", Checkpoint(V1, b"old"), Delta(V1, b"1"))])
-    await store.write_facts("a", V2, [UnitWrite("u", Checkpoint(V2, b"new"))])
-    read = await store.read_facts("a", ["u"])
-    assert read.units == {"u": UnitFacts(Checkpoint(V2, b"new"), [Delta(V1, b"1")])}
+def moves_of(life: list[set[str]], swapped: bool) -> list[Move]:
+    """``swapped``: keys that stay pass from one row to another, so they leave and enter."""
+    moves = []
+    for number in range(1, len(life)):
+        old, new = life[number - 1], life[number]
+        both = sorted(old & new)[:2] if swapped else []
+        left, entered = sorted(old - new) + both, sorted(new - old) + both
+        if left or entered:
+            moves.append(Move(version(number), left, entered))
+    return moves
 
 
-async def test_delta_of_the_same_version_replaces_it(store: Store) -> None:
-    await store.write_facts("a", V1, [UnitWrite("u", None, Delta(V1, b"once"))])
-    await store.write_facts("a", V1, [UnitWrite("u", None, Delta(V1, b"again"))])
-    assert (await store.read_facts("a", ["u"])).units["u"].deltas == [Delta(V1, b"again")]
-
-
-async def test_facts_are_read_by_author_and_unit(store: Store) -> None:
-    await store.write_facts(
-        "a", V1, [UnitWrite("u", None, Delta(V1, b"au")), UnitWrite("v", None, Delta(V1, b"av"))]
-    )
-    await store.write_facts("b", V2, [UnitWrite("u", None, Delta(V2, b"bu"))])
-    read = await store.read_facts("a", {"u"})
-    assert read == StoredFacts(V1, {"u": UnitFacts(None, [Delta(V1, b"au")])})
-
-
-async def test_dropped_units_are_gone_and_others_stay(store: Store) -> None:
-    both = [UnitWrite(unit, Checkpoint(V1, b"c"), Delta(V1, b"d")) for unit in "uv"]
-    await store.write_facts("a", V1, both)
-    await store.write_facts("b", V1, both)
-    await store.drop_facts("a", ["u"])
-    assert set((await store.read_facts("a", "uv")).units) == {"v"}
-    assert set((await store.read_facts("b", "uv")).units) == {"u", "v"}
-
-
-async def test_progress_is_noted_without_facts(store: Store) -> None:
-    await store.write_facts("a", V1, [])
-    assert await store.read_facts("a", []) == StoredFacts(V1, {})
-
-
-async def test_write_that_fails_leaves_nothing(store: Store) -> None:
-    await store.write_facts("a", V1, [])
-    no_version = cast(Watermark, None)
-    bad = [
-        UnitWrite("u", Checkpoint(V2, b""), Delta(V2, b"")),
-        UnitWrite("v", Checkpoint(no_version, b"")),
-    ]
-    with pytest.raises(StoreUnavailable):
-        await store.write_facts("a", V2, bad)
-    assert await store.read_facts("a", ["u"]) == StoredFacts(V1, {})
-
-
-async def test_writes_beyond_one_message_are_all_or_nothing(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+@given(lives(), st.integers(0, 11), st.integers(1, 4), st.booleans())
+def test_members_at_every_version_are_those_that_were(
+    life: list[set[str]], written: int, per_delta: int, swapped: bool
 ) -> None:
-    monkeypatch.setattr("view_syncer.cvr.postgres.MAX_CHUNK_BYTES", 1000)
-    writes = [UnitWrite(f"u{n}", Checkpoint(V1, BODY), Delta(V1, BODY)) for n in range(10)]
-    await store.write_facts("a", V1, writes)
-    read = await store.read_facts("a", [write.unit for write in writes])
-    expected = UnitFacts(Checkpoint(V1, BODY), [Delta(V1, BODY)])
-    assert read == StoredFacts(V1, {write.unit: expected for write in writes})
-    bad = [*(UnitWrite(f"v{n}", Checkpoint(V2, BODY)) for n in range(10))]
-    bad.append(UnitWrite("w", Checkpoint(cast(Watermark, None), BODY)))
-    with pytest.raises(StoreUnavailable):
-        await store.write_facts("a", V2, bad)
-    assert await store.read_facts("a", ["v0", "v9", "w"]) == StoredFacts(V1, {})
+    written = min(written, len(life) - 1)
+    moves = moves_of(life, swapped)
+    deltas = [
+        Delta(chunk[-1].version, pack(chunk))
+        for i in range(0, len(moves), per_delta)
+        if (chunk := moves[i : i + per_delta])
+    ]
+    members = Members(version(0), sorted(life[written]))
+    history = UnitHistory.read(UnitFacts(Checkpoint(version(written), pack(members)), deltas))
+    assert history is not None
+    for number, expected in enumerate(life):
+        assert history.at(version(number)) == expected
+
+
+@given(lives(), st.integers(0, 11))
+def test_nothing_is_told_of_versions_before_the_beginning(life: list[set[str]], since: int) -> None:
+    members = Members(version(since + 1), sorted(life[0]))
+    history = UnitHistory.read(UnitFacts(Checkpoint(version(since + 2), pack(members)), []))
+    assert history is not None
+    assert history.at(version(since)) is None
+    assert history.at(version(since + 1)) == life[0]
+
+
+def test_unit_whose_members_were_never_written_has_no_history() -> None:
+    assert UnitHistory.read(UnitFacts(None, [Delta(version(1), pack([]))])) is None
+
+
+def test_members_that_did_not_move_are_the_same_object() -> None:
+    """Many clients are compared against them."""
+    checkpoint = Checkpoint(version(5), pack(Members(version(1), KEYS)))
+    history = UnitHistory.read(UnitFacts(checkpoint, []))
+    assert history is not None
+    assert history.at(version(2)) is history.at(version(9))

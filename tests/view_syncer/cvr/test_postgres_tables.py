@@ -93,7 +93,6 @@ async def test_records_of_version_1_are_kept_but_nobody_below_is_caught_up(datab
         desires={("c", "got"): Desire(10, 2), ("c", "new"): Desire(20)},
     )
     change = ConfigChange()
-    record.take_over("life", change)
     await store.save(record, change, OLD)
     assert await store.load("g") == record
     await store.close()

@@ -11,9 +11,9 @@ from tests.view_syncer.cvr.conftest import Clock, Store
 from tests.view_syncer.cvr.records import new_record
 from view_syncer.cvr.postgres import PostgresStore
 from view_syncer.cvr.purge import (
-    AUTHOR_S,
     MAX_GROWTH,
     MAX_INTERVAL_S,
+    SILENT_S,
     TOMBSTONE_S,
     PurgePolicy,
     Reaper,
@@ -23,8 +23,6 @@ from view_syncer.cvr.store import (
     Checkpoint,
     ConcurrentModification,
     Delta,
-    StoredFacts,
-    StoreUnavailable,
     UnitWrite,
 )
 from zerocache.protocol.versions import NEVER, Watermark
@@ -136,7 +134,11 @@ async def test_growth_is_bounded() -> None:
         async def purge_groups(self, inactive_since_s: float, limit: int) -> int:
             return limit
 
-        async def forget(self, tombstones_before_s: float, authors_before_s: float) -> None: ...
+        async def forget_tombstones(self, before_s: float) -> None: ...
+
+        async def forget_authors(
+            self, inactive_since_s: float, silent_since_s: float, keep: int
+        ) -> None: ...
 
     reaper = Reaper(Endless(), POLICY)
     for _ in range(20):
@@ -194,35 +196,51 @@ async def test_group_that_is_being_written_is_passed_over(
         assert await deleted(postgres_store, "busy", "idle") == [False, True]
 
 
-async def test_facts_of_authors_that_prove_nothing_go(
+async def known(store: Store, *authors: int) -> list[bool]:
+    """Which of them are; the facts go with the author, or stay with it."""
+    found = [await store.read_facts(author, "u") for author in authors]
+    assert all(bool(facts.units) == (facts.complete_to is not None) for facts in found)
+    return [facts.complete_to is not None for facts in found]
+
+
+async def add_author(store: Store) -> int:
+    author = await store.new_author()
+    await store.write_facts(author, V1, FACTS)
+    return author
+
+
+async def test_facts_go_when_the_groups_of_their_time_do(
     store: Store, reaper: Reaper, clock: Clock
 ) -> None:
-    for author in ("named", "silent", "busy"):
-        await store.write_facts(author, V1, FACTS)
-    record, change = GroupRecord("g"), ConfigChange()
-    record.take_over("named", change)
-    await store.save(record, change, NEVER)
-    clock.now_s += AUTHOR_S + 1
-    await store.write_facts("busy", V1, [])
-    await reaper.step()
-    kept = {author: await store.read_facts(author, "u") for author in ("named", "busy")}
-    assert all(facts.complete_to == V1 and facts.units for facts in kept.values())
-    assert await store.read_facts("silent", "u") == StoredFacts(None, {})
+    ended, alive = await add_author(store), await add_author(store)
     clock.now_s += 48 * HOUR
     await reaper.step()
+    assert await known(store, ended, alive) == [True, True]
+    await store.write_facts(alive, V1, [])
+    clock.now_s += 1
     await reaper.step()
-    assert await store.read_facts("named", "u") == StoredFacts(None, {})
+    assert await known(store, ended, alive) == [False, True]
 
 
-async def test_author_that_was_forgotten_is_told_so_once(
-    store: Store, reaper: Reaper, clock: Clock
+async def test_of_silent_authors_the_newest_are_kept(
+    store: Store, reaper: Reaper, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Or it would go on as if what it wrote before were still there."""
-    await store.write_facts("a", V1, FACTS)
-    clock.now_s += AUTHOR_S + 1
+    monkeypatch.setattr("view_syncer.cvr.purge.KEPT_AUTHORS", 2)
+    alive, *silent = [await add_author(store) for _ in range(5)]
+    clock.now_s += SILENT_S
     await reaper.step()
-    with pytest.raises(StoreUnavailable, match="written again"):
-        await store.write_facts("a", V1, FACTS)
-    assert await store.read_facts("a", "u") == StoredFacts(None, {})
-    await store.write_facts("a", V1, FACTS)
-    assert (await store.read_facts("a", "u")).complete_to == V1
+    assert await known(store, alive, *silent) == [True] * 5
+    clock.now_s += 1
+    await store.write_facts(alive, V1, [])
+    await reaper.step()
+    assert await known(store, alive, *silent) == [True, False, False, True, True]
+
+
+async def test_author_that_writes_is_kept_even_if_groups_are_not(
+    store: Store, clock: Clock
+) -> None:
+    reaper = Reaper(store, PurgePolicy(inactive_s=0, interval_s=60, batch_size=2), clock)
+    author = await add_author(store)
+    clock.now_s += SILENT_S
+    await reaper.step()
+    assert await known(store, author) == [True]

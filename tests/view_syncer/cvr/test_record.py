@@ -11,7 +11,6 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from view_syncer.cvr.record import (
     DEFAULT_TTL_MS,
-    MAX_ISSUERS,
     MAX_TTL_MS,
     ConfigChange,
     GroupRecord,
@@ -183,16 +182,6 @@ def test_pruning_forgets_only_what_cannot_matter() -> None:
     record.prune(10, change)
     assert set(record.desires) == {("here", "q")}
     assert change.desires == {("gone", "q")}
-
-
-def test_terms_count_up_and_the_newest_issuers_are_known() -> None:
-    record = GroupRecord("g")
-    for life in range(MAX_ISSUERS + 2):
-        change = ConfigChange()
-        record.take_over(f"life-{life}", change)
-        assert (change.meta, change.bump) == (True, False)
-    assert record.term == MAX_ISSUERS + 2
-    assert record.issuers == {life + 1: f"life-{life}" for life in range(2, MAX_ISSUERS + 2)}
 
 
 def test_dropped_query_is_forgotten_with_all_desires() -> None:

@@ -4,15 +4,15 @@ WITH wanted AS MATERIALIZED (
     SELECT * FROM json_to_recordset(%(groups)s::json) AS w(
         new boolean, old_state text, old_config bigint,
         group_id text, state_version text, config_version bigint, client_schema text,
-        profile_id text, replica_version text, ttl_clock double precision, term bigint,
-        issuers text, provable_state text, provable_config bigint)
+        profile_id text, replica_version text, ttl_clock double precision,
+        provable_state text, provable_config bigint)
 ),
 updated AS (
     UPDATE {schema}.view_groups g
        SET "stateVersion" = w.state_version, "configVersion" = w.config_version,
            "clientSchema" = w.client_schema::json, "profileID" = w.profile_id,
            "replicaVersion" = w.replica_version, "ttlClock" = w.ttl_clock,
-           term = w.term, issuers = w.issuers::json, "provableState" = w.provable_state,
+           "provableState" = w.provable_state,
            "provableConfig" = w.provable_config, "lastActive" = to_timestamp(%(now)s)
       FROM wanted w
      WHERE g."clientGroupID" = w.group_id AND NOT w.new AND g."deletedAt" IS NULL
@@ -22,10 +22,10 @@ updated AS (
 inserted AS (
     INSERT INTO {schema}.view_groups (
         "clientGroupID", "stateVersion", "configVersion", "clientSchema", "profileID",
-        "replicaVersion", "ttlClock", term, issuers, "provableState", "provableConfig",
+        "replicaVersion", "ttlClock", "provableState", "provableConfig",
         "lastActive")
     SELECT group_id, state_version, config_version, client_schema::json, profile_id,
-           replica_version, ttl_clock, term, issuers::json, provable_state, provable_config,
+           replica_version, ttl_clock, provable_state, provable_config,
            to_timestamp(%(now)s)
       FROM wanted WHERE new ORDER BY group_id
     ON CONFLICT DO NOTHING
@@ -55,15 +55,17 @@ queries_gone AS (
 ),
 queries AS (
     INSERT INTO {schema}.view_queries (
-        "clientGroupID", "queryHash", ast, name, args, "gotState", "gotConfig")
-    SELECT x.group_id, x.query_hash, x.ast::json, x.name, x.args::json, x.got_state, x.got_config
+        "clientGroupID", "queryHash", ast, name, args, "gotState", "gotConfig", unit)
+    SELECT x.group_id, x.query_hash, x.ast::json, x.name, x.args::json, x.got_state, x.got_config,
+           x.unit
       FROM json_to_recordset(%(queries)s::json) AS x(
                group_id text, query_hash text, ast text, name text, args text,
-               got_state text, got_config bigint)
+               got_state text, got_config bigint, unit text)
       JOIN saved USING (group_id)
     ON CONFLICT ("clientGroupID", "queryHash") DO UPDATE
        SET ast = excluded.ast, name = excluded.name, args = excluded.args,
-           "gotState" = excluded."gotState", "gotConfig" = excluded."gotConfig"
+           "gotState" = excluded."gotState", "gotConfig" = excluded."gotConfig",
+           unit = excluded.unit
 ),
 desires_gone AS (
     DELETE FROM {schema}.view_desires d

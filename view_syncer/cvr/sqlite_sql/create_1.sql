@@ -7,8 +7,6 @@ CREATE TABLE view_groups (
     "profileID"      TEXT,
     "replicaVersion" TEXT,
     "ttlClock"       REAL NOT NULL,
-    term             INTEGER NOT NULL,
-    issuers          TEXT NOT NULL,
     "provableState"  TEXT NOT NULL,
     "provableConfig" INTEGER NOT NULL,
     "lastActive"     REAL NOT NULL,
@@ -29,6 +27,7 @@ CREATE TABLE view_queries (
     args            TEXT,
     "gotState"      TEXT,
     "gotConfig"     INTEGER,
+    unit            TEXT,
     PRIMARY KEY ("clientGroupID", "queryHash")
 ) STRICT;
 CREATE TABLE view_desires (
@@ -40,19 +39,19 @@ CREATE TABLE view_desires (
     PRIMARY KEY ("clientGroupID", "clientID", "queryHash")
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE fact_authors (
-    author       TEXT PRIMARY KEY,
+    author       INTEGER PRIMARY KEY AUTOINCREMENT,
     "completeTo" TEXT NOT NULL,
     "lastActive" REAL NOT NULL
 ) STRICT;
 CREATE TABLE fact_checkpoints (
-    author  TEXT NOT NULL,
+    author  INTEGER NOT NULL,
     unit    TEXT NOT NULL,
     version TEXT NOT NULL,
     body    BLOB NOT NULL,
     PRIMARY KEY (author, unit)
 ) STRICT;
 CREATE TABLE fact_deltas (
-    author  TEXT NOT NULL,
+    author  INTEGER NOT NULL,
     unit    TEXT NOT NULL,
     version TEXT NOT NULL,
     body    BLOB NOT NULL,

@@ -1,0 +1,164 @@
+"""What moved in and out of the queries that run: the engine's side of the membership facts.
+
+Lives on the engine's thread. Knows each *unit* (a pipeline as one client schema reads it) from
+the moment somebody follows it, and every move of it since; hands the moves over to be written.
+Invariant: a unit's moves since its beginning are complete, or the unit is not known here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from view_syncer.cvr.facts import Move
+from view_syncer.ivm.encode import ClientTables
+from view_syncer.ivm.engine import Advance
+from view_syncer.ivm.pipeline import Pipeline
+from zerocache.protocol.versions import Watermark
+
+UnitId = str
+
+CHECKPOINT_AGE_S = 2.0
+"""A query that is gone sooner was not worth writing its rows down."""
+MIN_MOVED = 20_000
+"""Moved rows after which, at the earliest, the members of a unit are written anew. What moved
+before the time before last is then forgotten."""
+MAX_DUE = 64
+"""Units written down at a time: each costs the engine a moment."""
+MAX_CHECKPOINT_ROWS = 200_000
+"""Larger units are not written down: their clients start over instead."""
+
+
+@dataclass(slots=True, eq=False)
+class Unit:
+    """``since``: the first version from which on its moves are kept. ``moved``: rows that moved
+    since the members were last written, at version ``written``."""
+
+    id: UnitId
+    pipeline: Pipeline
+    client: ClientTables
+    since: Watermark
+    born_s: float
+    pending: list[Move] = field(default_factory=list)
+    moved: int = 0
+    written: Watermark | None = None
+    ended: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """Everything up to ``version`` that was not taken before."""
+
+    version: Watermark
+    moves: dict[UnitId, list[Move]]
+    due: list[UnitId]
+
+
+def unit_id(pipeline: Pipeline, client: ClientTables) -> UnitId:
+    """A fingerprint of what the query asks and how its rows are named. The representation of a
+    shape has all of it, and is the same in every process that runs this version of the code."""
+    text = f"{client.digest}\n{pipeline.instance!r}"
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+class MembershipLog:
+    """See the module docstring. Internal queries have no units: their rows are not rows to
+    clients."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._units: dict[tuple[Pipeline, ClientTables], Unit] = {}
+        self._by_id: dict[UnitId, Unit] = {}
+        # Moves of units that ended before they were taken.
+        self._orphans: dict[UnitId, list[Move]] = {}
+        self._dirty: set[Unit] = set()
+        # Not written yet, in order of birth; some may have ended.
+        self._young: deque[Unit] = deque()
+
+    def __len__(self) -> int:
+        return len(self._units)
+
+    def started(self, pipeline: Pipeline, client: ClientTables, version: Watermark) -> None:
+        """Somebody follows the unit from ``version`` on. Does nothing if it is known."""
+        if client.custom or (pipeline, client) in self._units:
+            return
+        unit = Unit(unit_id(pipeline, client), pipeline, client, version, self._clock())
+        self._units[pipeline, client] = self._by_id[unit.id] = unit
+        self._young.append(unit)
+
+    def ended(self, pipeline: Pipeline, client: ClientTables) -> None:
+        """Nobody follows the unit any more, or its moves can no longer be told."""
+        unit = self._units.pop((pipeline, client), None)
+        if unit is not None:
+            del self._by_id[unit.id]
+            unit.ended = True
+            self._dirty.discard(unit)
+            self._orphans.setdefault(unit.id, []).extend(unit.pending)
+
+    def id_of(self, pipeline: Pipeline, client: ClientTables) -> UnitId | None:
+        unit = self._units.get((pipeline, client))
+        return None if unit is None else unit.id
+
+    def unit(self, unit_id: UnitId) -> Unit | None:
+        return self._by_id.get(unit_id)
+
+    def note(self, advance: Advance) -> None:
+        for pipeline, patches in advance.patches.items():
+            for client, patch in patches.items():
+                if not (patch.dels or patch.keys):
+                    continue
+                unit = self._units.get((pipeline, client))
+                if unit is not None:
+                    left = [text for _, _, text in patch.dels]
+                    unit.pending.append(Move(advance.version, left, patch.keys))
+                    unit.moved += len(left) + len(patch.keys)
+                    self._dirty.add(unit)
+        for pipeline, client in advance.failed:
+            self.ended(pipeline, client)
+
+    def void(self) -> None:
+        """The engine starts over; what was noted before stays true."""
+        for pipeline, client in list(self._units):
+            self.ended(pipeline, client)
+
+    def take(self, version: Watermark, *, all_due: bool = False) -> Taken:
+        """``version`` is the engine's. Units are due to be written when they have lived for a
+        while, with ``all_due`` at once, and again when they have moved a lot."""
+        moves, self._orphans = {u: m for u, m in self._orphans.items() if m}, {}
+        due: list[UnitId] = []
+        for unit in self._dirty:
+            # A unit may have ended and begun again since the last time.
+            moves.setdefault(unit.id, []).extend(unit.pending)
+            unit.pending = []
+            if unit.written is not None and _moved_a_lot(unit):
+                due.append(unit.id)
+        self._dirty.clear()
+        old_enough_s = self._clock() - (0.0 if all_due else CHECKPOINT_AGE_S)
+        while self._young and len(due) < MAX_DUE and self._young[0].born_s <= old_enough_s:
+            unit = self._young.popleft()
+            if not unit.ended:
+                due.append(unit.id)
+        return Taken(version, moves, due)
+
+    def written(self, unit: Unit, version: Watermark) -> Watermark:
+        """Its members at ``version`` are being written; returns from where on moves are kept."""
+        if unit.written is not None:
+            unit.since = unit.written
+        unit.written, unit.moved = version, 0
+        return unit.since
+
+    def postpone(self, unit: Unit) -> None:
+        """It was due, but could not be read."""
+        if unit.written is None:
+            self._young.append(unit)
+
+    def waiting(self) -> bool:
+        """Whether units have never been written down."""
+        return bool(self._young)
+
+
+def _moved_a_lot(unit: Unit) -> bool:
+    return unit.moved > MIN_MOVED and unit.moved > 4 * unit.pipeline.row_count()
