@@ -152,7 +152,7 @@ class _Prose:
 
 
 def _time(minutes: int) -> str:
-    return (_EPOCH + timedelta(minutes=minutes)).isoformat()
+    return (_EPOCH + timedelta(minutes=minutes)).isoformat(sep=" ")
 
 
 def _users(sizes: Sizes) -> Iterator[str]:

@@ -13,7 +13,6 @@ import signal
 import sys
 from pathlib import Path
 
-import apsw
 import structlog
 
 from replication_manager.indexes import IndexKeeper, IndexLimits
@@ -24,6 +23,7 @@ from zerocache.config import Config
 from zerocache.control import EXIT_CONFIGURATION, RUNTIME_DIR_VARIABLE, ChildControl
 from zerocache.errors import ConfigurationError, ZerocacheError
 from zerocache.logging import configure_logging
+from zerocache.metrics import Metrics
 from zerocache.replica import index_requests
 from zerocache.replica.index_requests import IndexRequestServer
 from zerocache.replica.notifier import SOCKET_NAME, VersionNotifier
@@ -48,7 +48,7 @@ async def serve(config: Config, control: ChildControl, runtime_dir: Path) -> int
     indexes = IndexKeeper(IndexLimits(count=config.auto_index_max if config.auto_indexes else 0))
     requests = IndexRequestServer(runtime_dir / index_requests.SOCKET_NAME, indexes.submit)
     await requests.start()
-    service = ReplicationService(config, callbacks, stop, indexes)
+    service = ReplicationService(config, callbacks, stop, indexes, Metrics())
     try:
         await asyncio.to_thread(service.run)
     except ConfigurationError as error:
@@ -59,14 +59,6 @@ async def serve(config: Config, control: ChildControl, runtime_dir: Path) -> int
         log.error("replication_displaced", code=error.code, reason=str(error))
         control.fatal(f"{error.code}: {error}", _EXIT_DISPLACED)
         return _EXIT_DISPLACED
-    except (apsw.FullError, apsw.IOError, OSError) as error:
-        log.error(
-            "replica_not_writable",
-            file=config.replica.file,
-            reason=f"{type(error).__name__}: {error}",
-            advice="nothing was acknowledged upstream; free disk space, then it goes on",
-        )
-        return _EXIT_FAILED
     except ZerocacheError as error:
         log.error("replication_failed", code=error.code, reason=str(error))
         return _EXIT_FAILED

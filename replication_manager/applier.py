@@ -90,6 +90,11 @@ class Applier:
             LogicalMessage: self._logical_message,
         }
 
+    @property
+    def lsn(self) -> int:
+        """Commit LSN of the newest transaction that began, whether the replica needed it or not."""
+        return self._lsn
+
     def apply(self, payload: bytes) -> bool:
         """Apply one payload; True if it completed a transaction."""
         message = decode(payload)

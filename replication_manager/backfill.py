@@ -17,13 +17,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import apsw
 import psycopg
 import structlog
 
+from replication_manager.refused_values import refused
 from replication_manager.signals import Stopped, StopSignal
 from replication_manager.table_copy import copy_tables, lock_tables, open_snapshot, read_sizes
 from replication_manager.walsender import ReplicationConnection, StreamEnded
 from zerocache.errors import ZerocacheError
+from zerocache.failpoints import Place, reach
 from zerocache.postgres.connection import connect
 from zerocache.postgres.introspection import read_published_schema
 from zerocache.postgres.shard import ShardNames
@@ -264,9 +267,13 @@ class Backfiller:
             self._retry_later(running, None)
             return False
         self._begin_transaction(running)
-        refresh.apply(item.rows)
+        try:
+            refresh.apply(item.rows)
+        except apsw.TooBigError as error:
+            raise refused(error, refresh.facts.table.wire_name) from None
         self._writer.end_transaction()
         self._writer.commit()
+        reach(Place.MID_BACKFILL)
         running.rows += len(item.rows)
         return True
 

@@ -2,11 +2,12 @@
 
 Owns the comparison, and a thread that makes it every few seconds, for databases without event
 triggers (degraded mode); the stream asks for one whenever a relation is described again, so that
-rows of a changed table never meet the old schema. What matters there is that no change goes
-unnoticed, because rows of another shape, or uniqueness that upstream gave up, would make the
-replica silently wrong. Anything that can matter therefore ends in ResyncRequired; an index that
-enforces nothing cannot, and is ignored. Not to be seen from outside: TRUNCATE of a single
-partition, which PostgreSQL does not publish when partitions are published as their root.
+rows of a changed table never meet the old schema. What was announced by hand is left to the stream,
+which brings it in its place between the rows. What matters is that no other change goes unnoticed,
+because rows of another shape, or uniqueness that upstream gave up, would make the replica silently
+wrong. Anything that can matter therefore ends in ResyncRequired; an index that enforces nothing
+cannot, and is ignored. Not to be seen from outside: TRUNCATE of a single partition, which
+PostgreSQL does not publish when partitions are published as their root.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from replication_manager.pgoutput import Relation
 from replication_manager.signals import Stopped, StopSignal
 from zerocache.errors import ConfigurationError, ResyncRequired
 from zerocache.postgres.connection import connect
+from zerocache.postgres.ddl import announced_schema, is_announced
 from zerocache.postgres.introspection import read_published_schema
+from zerocache.postgres.shard import ShardNames
 from zerocache.protocol.versions import lsn_from_text
 from zerocache.replica.layout import TableFacts, facts_of
 from zerocache.replica.published import (
@@ -124,7 +127,8 @@ def check_relation(relation: Relation, facts: TableFacts) -> None:
 
 
 class SchemaWatch:
-    """Compares in the background, and on demand; both raise in the caller's thread only.
+    """Compares what is published with what was announced last, in the background and on demand;
+    both raise in the caller's thread only.
 
     * A context manager of the stream's thread, which alone may call its methods.
     * The background thread never raises for a database that is away: the change stream notices
@@ -134,15 +138,13 @@ class SchemaWatch:
     def __init__(
         self,
         url: str,
-        publications: tuple[str, ...],
-        replica: Mapping[str, TableFacts],
+        shard: ShardNames,
         *,
         interval_s: float = _INTERVAL_S,
         connector: Callable[[str, str], psycopg.Connection[Any]] = connect,
     ) -> None:
         self._url = url
-        self._publications = publications
-        self._replica = replica
+        self._shard = shard
         self._interval_s = interval_s
         self._connect = connector
         self._stop = StopSignal()
@@ -171,8 +173,8 @@ class SchemaWatch:
             raise drift_error(self._differences)
 
     def confirm(self, lsn: int) -> None:
-        """``ResyncRequired`` if the schema differs from the replica's; looked at now, unless that
-        was done since ``lsn``.
+        """``ResyncRequired`` if the schema differs from the announced one; looked at now, unless
+        that was done since ``lsn``.
 
         Called when the stream describes a relation, which it does again after anything about the
         relation, its indexes or its publications has changed: rows that follow must not be
@@ -205,14 +207,27 @@ class SchemaWatch:
     def _compare(self, connection: psycopg.Connection[Any]) -> list[str]:
         # Read before the catalogue: whoever changed a table and let go of it before then is seen.
         (position,) = connection.execute("SELECT pg_current_wal_insert_lsn()::text").fetchall()[0]
-        current = read_published_schema(connection, self._publications)
-        differences = schema_differences(self._replica, current)
+        with connection.transaction():
+            connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+            differences = self._unannounced(connection)
         self._seen = max(self._seen, lsn_from_text(position))
         return differences
+
+    def _unannounced(self, connection: psycopg.Connection[Any]) -> list[str]:
+        if is_announced(connection, self._shard):
+            return []
+        current = read_published_schema(connection, self._shard.all_publications)
+        announced = announced_schema(connection, self._shard)
+        return schema_differences(by_name(announced or PublishedSchema()), current)
+
+
+def by_name(schema: PublishedSchema) -> dict[str, TableFacts]:
+    return {facts.table.wire_name: facts for facts in facts_of(schema)}
 
 
 def drift_error(differences: list[str]) -> ResyncRequired:
     return ResyncRequired(
-        f"the published schema differs from the replica's: {'; '.join(differences)}. The replica "
-        "cannot follow changes of the schema; a new initial sync is needed"
+        f"the published schema differs from the replica's: {'; '.join(differences)}. Without event "
+        "triggers a change is only followed if it was announced, by update_schemas() in the same "
+        "transaction; a new initial sync is needed"
     )

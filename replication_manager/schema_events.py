@@ -16,6 +16,8 @@ from replication_manager.pgoutput import LogicalMessage
 from zerocache.errors import ReplicationError, ResyncRequired, UpstreamSetupError
 from zerocache.postgres.shard import ShardNames
 from zerocache.postgres.validation import check_schema
+from zerocache.replica.layout import check_names
+from zerocache.replica.published import PublishedSchema
 from zerocache.replica.schema_change import SchemaEvent, plan_changes
 from zerocache.replica.writer import ReplicaWriter
 
@@ -23,17 +25,20 @@ log = structlog.get_logger(__name__)
 
 
 class SchemaEvents:
-    """``changed`` is called after each change, inside the transaction that makes it."""
+    """``changed`` is called after each change, inside the transaction that makes it; ``announce``
+    before that, with the schema that upstream has from there on."""
 
     def __init__(
         self,
         writer: ReplicaWriter,
         shard: ShardNames,
         changed: Callable[[], None] = lambda: None,
+        announce: Callable[[PublishedSchema], None] = lambda _: None,
     ) -> None:
         self._writer = writer
         self._shard = shard
         self._changed = changed
+        self._announce = announce
 
     def concerns(self, message: LogicalMessage) -> bool:
         return message.transactional and message.prefix == self._shard.ddl_prefix
@@ -44,6 +49,7 @@ class SchemaEvents:
         query = " ".join(event.context.query.split())[:200]
         try:
             check_schema(event.schema, self._shard)
+            check_names(event.schema)
         except UpstreamSetupError as error:
             raise ResyncRequired(f"{error} (changed by: {query})") from error
         changes = plan_changes(self._writer.tables().values(), event, skipped)
@@ -56,6 +62,7 @@ class SchemaEvents:
             changes=[type(change).__name__ for change in changes],
             backfills=len(self._writer.pending),
         )
+        self._announce(event.schema)
         self._changed()
 
 

@@ -20,23 +20,26 @@ import apsw
 import psycopg
 import structlog
 
+from replication_manager.announcer import HiddenAnnouncer
 from replication_manager.applier import Applier
 from replication_manager.backfill import Backfiller
+from replication_manager.change_log import ChangeLogKeeper
 from replication_manager.history import read_history, require_same_past
 from replication_manager.indexes import IndexKeeper
 from replication_manager.initial_sync import SyncSettings, run_initial_sync
 from replication_manager.local_replica import require_usable
 from replication_manager.memory import return_free_memory
 from replication_manager.position import SlotPosition
-from replication_manager.schema_drift import SchemaWatch, drift_error, schema_differences
+from replication_manager.resume import Resumption
+from replication_manager.schema_drift import SchemaWatch, by_name, drift_error, schema_differences
 from replication_manager.schema_events import SchemaEvents
 from replication_manager.schema_guard import SchemaGuard
 from replication_manager.signals import Stopped, StopSignal
 from replication_manager.slot import (
     Displaced,
+    UsableSlot,
     check_replication_role,
     find_slot,
-    require_continuous,
     start_streaming,
     take_over,
 )
@@ -49,10 +52,12 @@ from zerocache.errors import (
     ReplicationError,
     ResyncRequired,
 )
+from zerocache.metrics import Metrics
 from zerocache.postgres.connection import connect, is_transient
 from zerocache.postgres.setup import Upstream, set_up_upstream
 from zerocache.postgres.shard import ShardNames
-from zerocache.protocol.versions import Watermark, lsn_from_watermark
+from zerocache.protocol.versions import Watermark
+from zerocache.replica import damage
 from zerocache.replica.layout import load_tables
 from zerocache.replica.reader import open_replica, read_state
 from zerocache.replica.writer import ReplicaWriter
@@ -63,6 +68,8 @@ _LONGEST_BACKOFF_S = 15.0
 _STARTUP_PATIENCE_S = 60.0
 _STABLE_AFTER_S = 30.0
 # With these the server ends a stream that can never get further.
+# Of the disk, or of the limits set for this process.
+_NOT_WRITABLE = (apsw.FullError, apsw.IOError, apsw.CantOpenError, apsw.ReadOnlyError, OSError)
 _UNUSABLE = (psycopg.errors.UndefinedObject, psycopg.errors.ObjectNotInPrerequisiteState)
 
 log = structlog.get_logger(__name__)
@@ -91,7 +98,12 @@ class ReplicationService:
     """``run`` returns when asked to stop and raises what only an operator can mend."""
 
     def __init__(
-        self, config: Config, callbacks: Callbacks, stop: StopSignal, indexes: IndexKeeper
+        self,
+        config: Config,
+        callbacks: Callbacks,
+        stop: StopSignal,
+        indexes: IndexKeeper,
+        metrics: Metrics,
     ) -> None:
         self._config = config
         self._callbacks = callbacks
@@ -102,8 +114,11 @@ class ReplicationService:
         self._shard = ShardNames(
             config.app.id, config.shard.num, tuple(sorted(config.app.publications))
         )
+        self._metrics = metrics
+        self._change_log = ChangeLogKeeper(config, self._shard, metrics)
         # Tells our walsender from that of another node in pg_stat_activity, which cuts at 63.
         self._purpose = f"replication-{config.task_id}"[:58]
+        self._hidden = HiddenAnnouncer()
         self._backoff_s = _FIRST_BACKOFF_S
         # Since when the upstream database may have been away.
         self._started_s = time.monotonic()
@@ -144,6 +159,8 @@ class ReplicationService:
                 self._recover(ended)
         except (ConfigurationError, ReplicationError, psycopg.Error) as error:
             self._recover(error)
+        except _NOT_WRITABLE as error:
+            self._wait_for_space(error)
 
     def _resync(self, reason: ResyncRequired) -> None:
         if not self._config.auto_reset:
@@ -168,11 +185,26 @@ class ReplicationService:
             self._callbacks.progress(f"waiting for the upstream database: {error}")
         log.warning("replication_interrupted", reason=str(error), retry_s=self._backoff_s)
 
+    def _wait_for_space(self, error: Exception) -> None:
+        """What is complete stays, the rest comes again; readers are served meanwhile."""
+        reason = f"{type(error).__name__}: {error}"
+        self._callbacks.progress(f"the replica cannot be written ({reason}); free disk space")
+        log.error(
+            "replica_not_writable",
+            file=str(self._file),
+            reason=reason,
+            advice="nothing was acknowledged upstream; free disk space, then it goes on",
+            retry_s=self._backoff_s,
+        )
+
     def _session(self) -> None:
         """Everything between two failures."""
         if not self._was_ready:
             check_replication_role(self._url, self._stop)
         upstream = set_up_upstream(self._url, self._shard)
+        self._hidden.announce(upstream.schema)
+        if not self._was_ready:
+            self._change_log.check()
         self._ensure_replica(upstream)
         writer = ReplicaWriter(self._file)
         try:
@@ -184,7 +216,7 @@ class ReplicationService:
         try:
             if self._resync_reason is not None:
                 raise self._resync_reason
-            require_usable(self._file, self._shard)
+            require_usable(self._file, self._shard, self._callbacks.progress)
             self._require_matching(upstream)
             return
         except ResyncRequired as reason:
@@ -205,83 +237,111 @@ class ReplicationService:
         self._resync_reason = None
 
     def _require_matching(self, upstream: Upstream) -> None:
-        """The replica fits the published schema, and a slot continues it."""
+        """The replica fits the published schema, and there is a slot for it."""
         connection = open_replica(self._file)
         try:
             tables = load_tables(connection)
             state = read_state(connection)
         finally:
             connection.close()
-        # With detection the stream will tell, at the right place between the rows.
+        # With detection the stream will tell, at the right place between the rows; and so it does
+        # of what was announced by hand.
+        before = tables if upstream.announced is None else by_name(upstream.announced)
         if not upstream.ddl_detection and (
-            differences := schema_differences(tables, upstream.schema)
+            differences := schema_differences(before, upstream.schema)
         ):
             raise drift_error(differences)
         with connect(self._url, "slot-management") as control:
-            slot = find_slot(control, self._shard, state.replica_version)
-        with closing(SlotPosition(self._file)) as position:
-            require_continuous(slot, max(lsn_from_watermark(state.version), position.read()))
+            find_slot(control, self._shard, state.replica_version)
 
     def _stream(self, upstream: Upstream, writer: ReplicaWriter) -> None:
-        with connect(self._url, "slot-management") as control:
-            slot = find_slot(control, self._shard, writer.state.replica_version).name
-            take_over(
-                control,
-                self._shard,
-                slot,
-                name=f"zero-{self._purpose}",
-                returning=self._was_ready,
+        with ExitStack() as stack:
+            with connect(self._url, "slot-management") as control:
+                slot = find_slot(control, self._shard, writer.state.replica_version)
+                # Before the other's walsender is ended: it must find out that it was succeeded.
+                change_log = self._change_log.claim(stack)
+                take_over(
+                    control,
+                    self._shard,
+                    slot.name,
+                    name=f"zero-{self._purpose}",
+                    returning=self._was_ready,
+                )
+            connection = stack.enter_context(
+                ReplicationConnection(self._url, self._purpose, self._stop)
             )
-        with (
-            ReplicationConnection(self._url, self._purpose, self._stop) as connection,
-            ExitStack() as stack,
-            closing(SlotPosition(self._file)) as position,
-            closing(Backfiller(self._url, self._shard, writer)) as backfiller,
-        ):
-            watch = self._watch_schema(upstream, writer, stack)
+            position = stack.enter_context(closing(SlotPosition(self._file)))
+            backfiller = stack.enter_context(closing(Backfiller(self._url, self._shard, writer)))
+            watch = self._watch_schema(upstream, stack)
+
+            def new_applier() -> Applier:
+                events = SchemaEvents(writer, self._shard, watch.changed, self._hidden.announce)
+                return Applier(writer, watch.confirm, events)
+
+            plan = change_log.resume(writer, position, slot, new_applier, self._stop)
+            self._require_same_past(connection, position, plan, slot)
             limits = self._limits(connection)
-            start = lsn_from_watermark(writer.state.version) + 1
-            history = read_history(connection)
-            require_same_past(history, position.origin(), max(start, position.read()))
-            position.record_origin(history.origin)
-            start_streaming(connection, slot, start, upstream.publications, self._stop)
-            log.info("replication_started", slot=slot, version=writer.state.version)
+            start_streaming(
+                connection, slot.name, plan.after + 1, upstream.publications, self._stop
+            )
+            log.info("replication_started", slot=slot.name, version=writer.state.version)
             self._indexes.open(writer)
 
             def housekeeping() -> None:
+                self._check_reports()
                 watch.check()
                 self._improve_indexes(writer, limits)
 
             stream = ChangeStream(
                 connection,
                 writer,
-                Applier(writer, watch.confirm, SchemaEvents(writer, self._shard, watch.changed)),
+                new_applier(),
                 position,
                 self._callbacks.publish,
                 housekeeping,
                 limits,
                 backfiller,
+                change_log.start(writer, plan, slot, stack),
             )
-            self._callbacks.publish(writer.state.version)
-            if not self._was_ready:
-                self._was_ready = True
-                self._callbacks.ready()
-            try:
-                stream.run()
-            except (Stopped, StreamEnded):
-                self._finish(stream)
-                raise
+            self._run_stream(stream, writer)
 
-    def _watch_schema(
-        self, upstream: Upstream, writer: ReplicaWriter, stack: ExitStack
-    ) -> _SchemaCalls:
+    def _run_stream(self, stream: ChangeStream, writer: ReplicaWriter) -> None:
+        self._callbacks.publish(writer.state.version)
+        if not self._was_ready:
+            self._was_ready = True
+            self._callbacks.ready()
+        try:
+            stream.run()
+        except (Stopped, StreamEnded):
+            self._finish(stream)
+            raise
+
+    def _require_same_past(
+        self,
+        connection: ReplicationConnection,
+        position: SlotPosition,
+        plan: Resumption,
+        slot: UsableSlot,
+    ) -> None:
+        history = read_history(connection)
+        reached = max(plan.after + 1, position.read(), slot.confirmed)
+        require_same_past(history, position.origin(), reached)
+        position.record_origin(history.origin)
+
+    def _watch_schema(self, upstream: Upstream, stack: ExitStack) -> _SchemaCalls:
         """Start who looks after the schema."""
         if upstream.ddl_detection:
             guard = stack.enter_context(SchemaGuard(self._url, self._shard))
             return _SchemaCalls(lambda: None, lambda _: None, guard.wake)
-        facts = {table.wire_name: writer.facts(table.wire_name) for table in upstream.schema.tables}
-        watch = stack.enter_context(SchemaWatch(self._url, upstream.publications, facts))
+        watch = stack.enter_context(SchemaWatch(self._url, self._shard))
         return _SchemaCalls(watch.check, watch.confirm, lambda: None)
+
+    def _check_reports(self) -> None:
+        if damage.is_reported(self._file):
+            raise ReplicationError(
+                f"a reader reports that the replica {self._file} is damaged: the stream is begun "
+                "again after the file was read in full"
+            )
 
     def _improve_indexes(self, writer: ReplicaWriter, limits: StreamLimits) -> None:
         # The server hears nothing from this thread meanwhile.

@@ -36,6 +36,7 @@ from zerocache.protocol.versions import Lsn, lsn_from_text, lsn_from_watermark, 
 from zerocache.replica.copy_text import decode_rows
 from zerocache.replica.layout import TableFacts, load_tables
 from zerocache.replica.layout import load_config as load_replica_config
+from zerocache.replica.pending import load_pending
 from zerocache.replica.published import PublishedTable
 from zerocache.replica.reader import open_replica, read_state
 from zerocache.replica.types import column_decoder
@@ -58,11 +59,14 @@ there is none, 1 if there are some, 2 if they cannot be compared. The flags are 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """``compared``: rows of upstream that were looked at in the first round."""
+    """``compared``: rows of upstream that were looked at in the first round. ``schema``: how the
+    tables differ, which are not compared then. ``unfinished``: tables that were not compared,
+    because the replica is still reading them again after a schema change."""
 
     compared: int
     differences: tuple[Difference, ...]
     schema: tuple[str, ...] = ()
+    unfinished: tuple[str, ...] = ()
 
     @property
     def is_equal(self) -> bool:
@@ -78,10 +82,11 @@ def verify(url: str, file: Path, *, wait_s: float = _WAIT_S) -> Verdict:
     doubtful: dict[Difference, Difference] | None = None
     compared = 0
     tables: set[str] | None = None
+    outcome = Verdict(0, ())
     for _ in range(_ROUNDS):
         outcome = _Round(url, file, tables, wait_s).run()
         if outcome.schema:
-            return Verdict(0, (), outcome.schema)
+            continue  # a change may be on its way
         compared = compared or outcome.compared
         again = {one: one for one in outcome.differences if one.is_explainable}
         certain |= dict.fromkeys(one for one in outcome.differences if not one.is_explainable)
@@ -89,7 +94,10 @@ def verify(url: str, file: Path, *, wait_s: float = _WAIT_S) -> Verdict:
         tables = {one.table for one in doubtful}
         if not tables:
             break
-    return Verdict(compared, tuple(certain | dict.fromkeys((doubtful or {}).values())))
+    if outcome.schema:
+        return outcome
+    differences = tuple(certain | dict.fromkeys((doubtful or {}).values()))
+    return Verdict(compared, differences, unfinished=outcome.unfinished)
 
 
 def _seen_twice(
@@ -120,19 +128,28 @@ class _Round:
             before, holder = self._hold_snapshot(stack)
             (name,) = holder.execute("SELECT pg_export_snapshot()").fetchall()[0]
             snapshot = stack.enter_context(open_snapshot(self._url, "verify", name))
-            # A replica of another schema may well be one that is not going to catch up.
-            with closing(open_replica(self._file)) as present:
-                if found := _schema_differences(snapshot, present):
-                    return Verdict(0, (), tuple(found))
-            replica = stack.enter_context(closing(self._replica_at(_mark(self._url))))
+            try:
+                replica = stack.enter_context(closing(self._replica_at(_mark(self._url))))
+            except ReplicationError:
+                # One of another schema may well be one that is not going to catch up.
+                with closing(open_replica(self._file)) as present:
+                    if found := _schema_differences(snapshot, present):
+                        return Verdict(0, (), tuple(found))
+                raise
             if found := _schema_differences(snapshot, replica):
                 return Verdict(0, (), tuple(found))
             facts = load_tables(replica)
+            pending = load_pending(replica)
+            unfinished = [name for name in facts if facts[name].table.oid in pending]
             tables = [
-                facts[name].table for name in facts if self._only is None or name in self._only
+                facts[name].table
+                for name in facts.keys() - unfinished
+                if self._only is None or name in self._only
             ]
             self._compare(snapshot, replica, tables, facts, watermark_from_lsn(before))
-        return Verdict(self._compared, tuple(self._differences))
+        return Verdict(
+            self._compared, tuple(self._differences), unfinished=tuple(sorted(unfinished))
+        )
 
     def _hold_snapshot(self, stack: ExitStack) -> tuple[Lsn, psycopg.Connection[Any]]:
         """A transaction whose snapshot has everything that ended before the returned position."""
@@ -218,6 +235,8 @@ def print_verdict(
 ) -> None:
     for text in verdict.schema:
         write(f"schema: {text}")
+    for table in verdict.unfinished:
+        write(f"{table}: not compared, it is being read again after a schema change")
     for difference in verdict.differences[:_MAX_PRINTED]:
         write(_line(difference, show_values))
     if len(verdict.differences) > _MAX_PRINTED:
@@ -254,7 +273,9 @@ def main(arguments: Sequence[str]) -> int:
         print(f"zerocache verify: {error}", file=sys.stderr)
         return EXIT_IMPOSSIBLE
     print_verdict(verdict, show_values="--show-values" in arguments)
-    return EXIT_EQUAL if verdict.is_equal else EXIT_DIFFERENT
+    if not verdict.is_equal:
+        return EXIT_DIFFERENT
+    return EXIT_IMPOSSIBLE if verdict.unfinished else EXIT_EQUAL
 
 
 def _verify(config: Config) -> Verdict:

@@ -146,6 +146,10 @@ class ReplicationConnection:
             return None
         raise StreamEnded(self._failure())
 
+    def check_stop(self) -> None:
+        """:class:`Stopped` if asked to end."""
+        self._stop.check()
+
     def read_socket(self) -> None:
         """Take in what the network has delivered; never waits. :class:`Stopped` if asked to end,
         however much is waiting."""

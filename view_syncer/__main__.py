@@ -54,13 +54,13 @@ async def _run(config: Config, control: ChildControl) -> int:
         log.error("worker_failed", exc_info=error)
         end(EXIT_UNHANDLED)
 
-    worker = Worker(config, on_fatal)
+    worker = Worker(config, on_fatal, control.released)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end, 0)
     await worker.start(Path(os.environ[RUNTIME_DIR_VARIABLE]) / "version-ready.sock")
     _relax_garbage_collector()
-    control.start(on_socket=worker.adopt)
+    control.start(on_socket=worker.adopt, figures=worker.figures)
     control.ready()
     status = await ending
     if status == 0:

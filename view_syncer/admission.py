@@ -6,12 +6,15 @@ is refused leaves no trace. Everything a client is told here is a ``ClientFacing
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
+
+import msgspec
 
 from view_syncer.cvr.record import GroupRecord
 from zerocache.errors import ClientFacingError
+from zerocache.options_limits import ClientLimits
 from zerocache.protocol.client_schema import ClientSchema
-from zerocache.protocol.messages import DeleteClients, InitConnection, QueryOp
+from zerocache.protocol.messages import DeleteClients, InitConnection, PutQuery, QueryOp
 
 
 def declared_schema(record: GroupRecord, message: InitConnection) -> ClientSchema:
@@ -33,17 +36,42 @@ def declared_schema(record: GroupRecord, message: InitConnection) -> ClientSchem
     return schema
 
 
-def check_first_message(record: GroupRecord, client_id: str, message: InitConnection) -> None:
-    check_query_ops(record, message.desired_queries_patch)
+def check_first_message(
+    record: GroupRecord, client_id: str, message: InitConnection, limits: ClientLimits
+) -> None:
+    check_query_ops(record, message.desired_queries_patch, limits)
     if message.deleted is not None:
         check_deleted(client_id, message.deleted)
 
 
-def check_query_ops(record: GroupRecord, ops: Iterable[QueryOp]) -> None:
+def check_query_ops(record: GroupRecord, ops: Sequence[QueryOp], limits: ClientLimits) -> None:
     try:
         record.check_query_ops(ops)
     except ValueError as error:
         raise ClientFacingError("InvalidMessage", str(error)) from error
+    puts = [op for op in ops if isinstance(op, PutQuery)]
+    if limits.max_args_bytes:
+        for op in puts:
+            _check_size(op, limits.max_args_bytes)
+    most = limits.max_queries_per_group
+    if most and puts:
+        wanted = {query for _, query in record.desires} | {op.hash for op in puts}
+        if len(wanted) > most:
+            raise ClientFacingError(
+                "InvalidMessage",
+                f"The client group would want {len(wanted)} queries; this server allows {most}.",
+            )
+
+
+def _check_size(op: PutQuery, most: int) -> None:
+    size = len(op.ast_json or b"")
+    if op.args is not None:
+        size += len(msgspec.json.encode(op.args))
+    if size > most:
+        raise ClientFacingError(
+            "InvalidMessage",
+            f"The definition of query {op.hash!r} has {size} bytes; this server allows {most}.",
+        )
 
 
 def check_deleted(client_id: str, message: DeleteClients) -> None:

@@ -45,6 +45,7 @@ from view_syncer.queries import QuerySource
 from view_syncer.schema_check import client_tables
 from view_syncer.schema_gate import require_schema
 from zerocache.errors import ClientFacingError, QueryError
+from zerocache.options_limits import ClientLimits
 from zerocache.protocol import downstream
 from zerocache.protocol.client_schema import ClientSchema
 from zerocache.protocol.messages import ChangeDesiredQueries, DeleteClients, InitConnection
@@ -66,6 +67,7 @@ class Services:
     facts: FactKeeper
     queries: QuerySource
     internal_schemas: frozenset[str]
+    limits: ClientLimits
     on_empty: Callable[[ClientGroup], None]
     on_deleted_clients: Callable[[ClientGroup, list[str], ConnectionContext], None]
 
@@ -121,7 +123,8 @@ class ClientGroup:
             await self._check_cookie(client)
             declared = declared_schema(self._record, message)
             await self._check_schema(declared)
-            check_first_message(self._record, client.client_id, message)
+            limits = self._services.limits
+            check_first_message(self._record, client.client_id, message, limits)
             if not self._audience.has(client):
                 return
             # Nothing was remembered before this point: a refused connection leaves no trace.
@@ -134,7 +137,7 @@ class ClientGroup:
             if not self._is_member(client):
                 return
             ops = message.desired_queries_patch
-            check_query_ops(self._record, ops)
+            check_query_ops(self._record, ops, self._services.limits)
             change = ConfigChange()
             self._record.apply_query_ops(client.client_id, ops, self.ttl_now_ms(), change)
             await self._view.commit(change)

@@ -21,6 +21,7 @@ from view_syncer.api_client import join_headers
 from view_syncer.auth import Auth
 from view_syncer.client_group import ClientGroup
 from view_syncer.context import ConnectionContext
+from view_syncer.limits import Limits
 from view_syncer.websocket import WebSocket
 from zerocache.errors import ClientFacingError, HandshakeRefused
 from zerocache.protocol import downstream
@@ -51,6 +52,9 @@ log = structlog.get_logger(__name__)
 HANDSHAKE_TIMEOUT_S = 10.0
 PONG_CHECK_S = 3.0
 PONG_AFTER_SILENCE_S = 6.0
+FULL_BACKOFF_MS = 5000
+PING_AFTER_SILENCE = 0.5
+"""Of the idle time-out: then a WebSocket ping is sent, which browsers answer by themselves."""
 SEND_TIMEOUT_S = 10.0
 """How long a peer may take nothing of what waits for it (§4.7)."""
 
@@ -58,7 +62,10 @@ SEND_TIMEOUT_S = 10.0
 class Host(Protocol):
     """What a connection needs of its worker."""
 
+    @property
+    def limits(self) -> Limits: ...
     async def authenticate(self, params: ConnectParams, token: str | None) -> Auth: ...
+    def check_new(self, params: ConnectParams, address: str) -> None: ...
     def group(self, group_id: str) -> ClientGroup: ...
     def check_user(self, group_id: str, user_id: str | None) -> None: ...
     async def push(self, connection: Connection, message: Push) -> None: ...
@@ -72,9 +79,12 @@ class Host(Protocol):
 
 @dataclass(slots=True)
 class Peer:
-    """Who is at the other end."""
+    """Who is at the other end: the socket's, and the client's address behind proxies. ``refusal``
+    is why it is only told to come back later."""
 
-    address: str
+    name: str
+    address: str = ""
+    refusal: str = ""
 
 
 class Connection:
@@ -104,6 +114,12 @@ class Connection:
         self.group: ClientGroup = host.group(params.client_group_id)
         self._initialized = False
         self._failed = False
+        options = host.limits.options
+        # A client pings only while no pokes come, so its silence alone proves nothing: what counts
+        # is that it does not even answer pings of the WebSocket.
+        self._idle_s = options.idle_timeout_seconds
+        self._init_s = options.init_timeout_seconds
+        self._opened_s = asyncio.get_running_loop().time()
 
     # -- Client ---------------------------------------------------------------------------------
 
@@ -118,7 +134,9 @@ class Connection:
         """Send an error and, unless its kind keeps the connection, close."""
         if self._failed or not self._socket.is_open:
             return
-        log.warning(
+        # What happens to a server is not the client's fault.
+        report = log.info if error.kind == "Rehome" else log.warning
+        report(
             "client_error",
             clientGroupID=self.params.client_group_id,
             clientID=self.client_id,
@@ -171,6 +189,8 @@ class Connection:
         try:
             message = decode()
             if message is not None:
+                if not isinstance(message, InitConnection):
+                    await self._host.limits.message(message, self, self.user_id)
                 await self._handle(message)
         except ClientFacingError as error:
             self.fail(error)
@@ -231,7 +251,17 @@ class Connection:
     def keep_alive(self, now_s: float) -> None:
         """To be called every :data:`PONG_CHECK_S`, by a timer that no connection holds up: answers
         a ping that may be stuck behind slow work (§4.7), and ends a connection that takes nothing
-        anymore."""
+        anymore, says nothing anymore or never said what it wants."""
+        silence_s = now_s - self._socket.last_received_s
+        if self._idle_s and silence_s > self._idle_s:
+            log.info("idle_client_closed", clientID=self.client_id)
+            self._socket.close(1000, "idle")
+            return
+        if self._init_s and not self._initialized and now_s - self._opened_s > self._init_s:
+            self._socket.close(1008, "no initConnection in time")
+            return
+        if self._idle_s and silence_s > self._idle_s * PING_AFTER_SILENCE:
+            self._socket.ping()
         if self._socket.stalled_for_s() > SEND_TIMEOUT_S:
             self._cut_off("it takes nothing")
         elif now_s - self._socket.last_sent_s > PONG_AFTER_SILENCE_S:
@@ -254,14 +284,15 @@ async def serve(socket: WebSocket, host: Host, peer: Peer) -> None:
         socket.close(1002, close_reason(str(refusal)))
         return
     opening = _Opening(socket, params.version)
-    connection = await opening.run(lambda: _open(socket, host, request, params, subprotocol))
+    connection = await opening.run(lambda: _open(socket, host, peer, request, params, subprotocol))
     if connection is not None:
         log.info(
             "ws_connect",
             clientGroupID=params.client_group_id,
             clientID=params.client_id,
             version=params.version,
-            peer=peer.address,
+            peer=peer.name,
+            address=peer.address,
         )
         await connection.run(subprotocol)
         log.info("ws_disconnect", clientID=params.client_id, code=socket.close_code)
@@ -288,14 +319,18 @@ class _Opening:
 async def _open(
     socket: WebSocket,
     host: Host,
+    peer: Peer,
     request: Request,
     params: ConnectParams,
     subprotocol: Subprotocol,
 ) -> Connection:
     check_version(params.version)
+    if peer.refusal:
+        raise ClientFacingError("ServerOverloaded", peer.refusal, minBackoffMs=FULL_BACKOFF_MS)
     auth = await host.authenticate(params, subprotocol.auth_token)
     # Before any live socket of this client is touched: a stranger must not evict anybody.
     host.check_user(params.client_group_id, params.user_id)
+    host.check_new(params, peer.address)
     headers = join_headers(request.headers.raw_items())
     context = ConnectionContext.create(params, auth, headers)
     return Connection(socket, host, params, auth, context)

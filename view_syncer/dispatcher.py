@@ -3,7 +3,8 @@
 Owns the listening sockets and each connection until it knows whose it is. A WebSocket upgrade is
 passed to its worker as an open socket *from which nothing was read*: the request is only peeked
 at, so the worker sees the connection as if it had accepted it. Must never answer a WebSocket
-upgrade itself: even rejections need the handshake, which workers do. Invariants: clients of one
+upgrade itself, except to a page of a foreign origin: even rejections need the handshake, which
+workers do. Invariants: clients of one
 client group reach the same worker while the number of workers and the task id stay the same; a
 connection that says nothing useful is gone after a bounded time and memory.
 """
@@ -20,6 +21,7 @@ from typing import Any
 import structlog
 import xxhash
 
+from view_syncer.client_address import client_address, origin_allowed, parse_networks
 from view_syncer.http_head import (
     END_OF_HEAD,
     BadRequest,
@@ -28,13 +30,14 @@ from view_syncer.http_head import (
     parse_head,
     response,
 )
-from view_syncer.statz import StatzGroup, answer_statz, default_groups
+from view_syncer.statz import StatzGroup, answer_statz, default_groups, is_admin
 from zerocache.config import Config
+from zerocache.control import HandOff
 from zerocache.errors import ConfigurationError
 
-HandOver = Callable[[int, socket.socket, str], Awaitable[bool]]
+HandOver = Callable[[int, socket.socket, HandOff], Awaitable[bool]]
+WorkerFigures = Callable[[], Awaitable[Mapping[str, Any]]]
 
-MAX_HEAD_BYTES = 65_536
 HEAD_TIMEOUT_S = 10.0
 
 _BACKLOG = 1024
@@ -63,15 +66,18 @@ class Dispatcher:
         *,
         hand_over: HandOver,
         on_keepalive: Callable[[], None] | None = None,
+        not_ready_because: Callable[[], str | None] = lambda: None,
+        worker_figures: WorkerFigures | None = None,
         groups: Mapping[str, StatzGroup] | None = None,
-        max_head_bytes: int = MAX_HEAD_BYTES,
         head_timeout_s: float = HEAD_TIMEOUT_S,
     ) -> None:
         self._config = config
         self._hand_over = hand_over
         self._on_keepalive = on_keepalive
         self._groups = default_groups(config) if groups is None else groups
-        self._max_head_bytes = max_head_bytes
+        self._not_ready_because = not_ready_because
+        self._worker_figures = worker_figures
+        self._trusted = parse_networks(config.trusted_proxies)
         self._head_timeout_s = head_timeout_s
         self._listeners: list[socket.socket] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -125,15 +131,15 @@ class Dispatcher:
                 log.warning("accept_failed", reason=str(error))
                 await asyncio.sleep(_ACCEPT_RETRY_S)
             else:
-                self._spawn(self._serve(sock, _peer(address)))
+                self._spawn(self._serve(sock, address[0], _peer(address)))
                 await asyncio.sleep(0)  # a flood of connections must not starve those accepted
 
-    async def _serve(self, sock: socket.socket, peer: str) -> None:
+    async def _serve(self, sock: socket.socket, host: str, peer: str) -> None:
         with sock:
             try:
                 sock.setblocking(False)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                await self._route(sock, peer)
+                await self._route(sock, host, peer)
             except BadRequest as error:
                 await _answer(sock, error_response(error.status, str(error)))
             except TimeoutError:
@@ -143,19 +149,26 @@ class Dispatcher:
             except Exception:
                 log.exception("connection_failed", peer=peer)
 
-    async def _route(self, sock: socket.socket, peer: str) -> None:
+    async def _route(self, sock: socket.socket, host: str, peer: str) -> None:
         async with asyncio.timeout(self._head_timeout_s):
-            head = await peek_head(sock, self._max_head_bytes)
+            head = await peek_head(sock, self._config.max_header_bytes)
         if head is None:
             return
         request = parse_head(head)
-        if request.is_websocket_upgrade and self._config.num_sync_workers:
-            worker = self._worker_for(request)
-            if not await self._hand_over(worker, sock, peer):
-                # Closing without an answer makes the client try again, which is right here.
-                log.warning("hand_over_failed", worker=worker, peer=peer)
-        else:
+        if not request.is_websocket_upgrade or not self._config.num_sync_workers:
             await _answer(sock, await self._answer_to(request))
+            return
+        origin = request.headers.get("origin")
+        if not origin_allowed(origin, self._config.allowed_origins):
+            log.warning("origin_refused", origin=origin, peer=peer)
+            message = "Pages of this origin may not connect: it is not in ZEROCACHE_ALLOWED_ORIGINS"
+            await _answer(sock, error_response(HTTPStatus.FORBIDDEN, message))
+            return
+        worker = self._worker_for(request)
+        address = client_address(host, request.headers, self._trusted)
+        if not await self._hand_over(worker, sock, HandOff(peer, address)):
+            # Closing without an answer makes the client try again, which is right here.
+            log.warning("hand_over_failed", worker=worker, peer=peer)
 
     def _worker_for(self, request: RequestHead) -> int:
         group = request.query.get("clientGroupID", "")
@@ -173,13 +186,31 @@ class Dispatcher:
                     if self._on_keepalive is not None:
                         self._on_keepalive()
                     return response(HTTPStatus.OK, b"OK", head_only=head_only)
+                case "/livez":
+                    return response(HTTPStatus.OK, b"OK", head_only=head_only)
+                case "/readyz":
+                    return self._readiness(head_only)
                 case "/statz":
-                    return await asyncio.to_thread(
-                        answer_statz, request, self._config, self._groups
-                    )
+                    return await self._statz(request)
         return error_response(
             HTTPStatus.NOT_FOUND, f"Route {request.method}:{request.path} not found"
         )
+
+    def _readiness(self, head_only: bool) -> bytes:
+        reason = self._not_ready_because()
+        if reason is None:
+            return response(HTTPStatus.OK, b"OK", head_only=head_only)
+        status = HTTPStatus.SERVICE_UNAVAILABLE
+        return response(status, reason.encode(), head_only=head_only)
+
+    async def _statz(self, request: RequestHead) -> bytes:
+        groups = dict(self._groups)
+        # Not for strangers: workers have better things to do than to count for them.
+        admin = is_admin(request.headers.get("authorization"), self._config)
+        if admin and self._worker_figures is not None:
+            figures = await self._worker_figures()
+            groups["workers"] = lambda: figures
+        return await asyncio.to_thread(answer_statz, request, self._config, groups)
 
 
 async def peek_head(sock: socket.socket, max_bytes: int) -> bytes | None:

@@ -41,7 +41,9 @@ from view_syncer.ivm.pipeline import Pipeline
 from view_syncer.ivm.snapshot import ReaderPool, SnapshotReader
 from view_syncer.membership import MAX_CHECKPOINT_ROWS, MembershipLog, Taken, UnitId
 from zerocache.errors import QueryError
+from zerocache.failpoints import Place, reach
 from zerocache.protocol.versions import Watermark
+from zerocache.replica import damage
 from zerocache.replica.auto_index import IndexWish
 from zerocache.replica.schema import ReplicaSchema
 from zerocache.zql.ast import Query
@@ -88,7 +90,8 @@ class EngineHost:
         self._held_back = False
         # Before the file is opened: one that is replaced in between then looks replaced.
         self._inode = self._path.stat().st_ino
-        self._engine = Engine(self._path)
+        with damage.reported(self._path):
+            self._engine = Engine(self._path)
         self._membership = MembershipLog()
         self._fan_out = FanOut(self._membership)
         self._readers = ReaderPool(self._path, max_idle=1)
@@ -240,7 +243,8 @@ class EngineHost:
 
         def job() -> None:
             try:
-                result = function(self._engine)
+                with damage.reported(self._path):
+                    result = function(self._engine)
             except Exception as error:
                 self._post(_fail, future, error)
             else:
@@ -257,7 +261,8 @@ class EngineHost:
     def _run(self) -> None:
         try:
             while (job := self._jobs.get()) is not None:
-                job()
+                with damage.reported(self._path):
+                    job()
         except BaseException as error:
             # An advance that failed half-way leaves pipelines between two versions.
             self._post(self._on_fatal, error)
@@ -320,6 +325,7 @@ class EngineHost:
         advance = self._engine.advance()
         if advance is None:
             return
+        reach(Place.ADVANCED)
         self._membership.note(advance)
         if advance.reset:
             self._fan_out.void()

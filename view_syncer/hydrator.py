@@ -25,6 +25,7 @@ from view_syncer.ivm.hydration import (
 from view_syncer.ivm.snapshot import ReaderPool
 from view_syncer.lanes import Job, LaneLimits, Lanes, Stopped
 from zerocache.errors import QueryError
+from zerocache.replica import damage
 from zerocache.zql.shape import Instance
 
 
@@ -44,6 +45,7 @@ class Hydrator:
         limits: HydrationLimits,
         lanes: LaneLimits = LaneLimits(),  # noqa: B008 (immutable)
     ) -> None:
+        self._path = path
         self._readers = ReaderPool(path, max_idle=2 * lanes.quick)
         self._limits = limits
         self._lanes: Lanes[Hydration] = Lanes(lanes, Hydration.close, "hydrate")
@@ -92,7 +94,8 @@ class Hydrator:
     def _start(self, owner: Hashable, request: HydrationRequest) -> _Running:
         def work(stop: threading.Event) -> Hydration:
             try:
-                return hydrate(self._readers, replace(request, cancelled=stop), self._limits)
+                with damage.reported(self._path):
+                    return hydrate(self._readers, replace(request, cancelled=stop), self._limits)
             except HydrationCancelled as reason:
                 raise Stopped from reason
 

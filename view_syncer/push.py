@@ -81,6 +81,16 @@ class _Cleanup:
     body: bytes
 
 
+def require_own_group(push: Push, group_id: str) -> None:
+    """Raise ``InvalidPush`` for mutations of another client group."""
+    if push.client_group_id != group_id:
+        raise ClientFacingError(
+            "InvalidPush",
+            f"A push for client group {push.client_group_id!r} came over a connection of "
+            f"group {group_id!r}. A client pushes only for its own group.",
+        )
+
+
 class Pusher:
     """One per client group and worker.
 
@@ -125,16 +135,13 @@ class Pusher:
 
     def enqueue(self, sender: Sender, push: Push) -> None:
         """:meth:`push` without the waiting."""
-        if push.client_group_id != self._group:
-            raise ClientFacingError(
-                "InvalidPush",
-                f"A push for client group {push.client_group_id!r} came over a connection of "
-                f"group {self._group!r}. A client pushes only for its own group.",
-            )
+        require_own_group(push, self._group)
         mutations = tuple(m for m in push.mutations if isinstance(m, CustomMutation))
         if len(mutations) != len(push.mutations):
             raise ClientFacingError(
-                "InvalidPush", "This server does not run CRUD mutations. Use custom mutators."
+                "InvalidPush",
+                "CRUD mutations are switched off (ZERO_ENABLE_CRUD_MUTATIONS), or came together "
+                "with others in one push. Use custom mutators.",
             )
         if not mutations:
             return

@@ -84,6 +84,11 @@ class QuerySource:
 
     # -- versions ------------------------------------------------------------------------------
 
+    @property
+    def version(self) -> Watermark:
+        """The engine's, as far as the event loop knows."""
+        return self._version
+
     def set_version(self, version: Watermark) -> None:
         """Note how far the worker's engine is."""
         self._version = version

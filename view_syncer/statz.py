@@ -25,6 +25,9 @@ import apsw
 
 from view_syncer.http_head import RequestHead, response
 from zerocache.config import Config
+from zerocache.replica.hidden import hidden_from_clients
+from zerocache.replica.layout import load_tables
+from zerocache.replica.reader import open_replica
 
 StatzGroup = Callable[[], Mapping[str, Any]]
 
@@ -43,6 +46,7 @@ def default_groups(config: Config) -> dict[str, StatzGroup]:
     """The groups of a node, in the order they are shown."""
     return {
         "replica": lambda: replica_figures(config.replica.file),
+        "hidden": lambda: hidden_figures(config.replica.file),
         "os": operating_system_figures,
     }
 
@@ -114,6 +118,16 @@ def replica_figures(file: str) -> dict[str, Any]:
             stat = path.stat()
             figures[path.name] = {"bytes": stat.st_size, "modified": stat.st_mtime}
     return figures
+
+
+def hidden_figures(file: str) -> dict[str, Any]:
+    """What is in the replica but never sent to clients."""
+    connection = open_replica(file)
+    try:
+        hidden = hidden_from_clients(load_tables(connection).values())
+    finally:
+        connection.close()
+    return {"columns": hidden.columns, "tables": hidden.tables}
 
 
 def operating_system_figures() -> dict[str, Any]:

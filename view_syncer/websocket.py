@@ -27,6 +27,7 @@ from websockets.protocol import State
 from websockets.server import ServerProtocol
 
 from view_syncer import wire
+from zerocache.failpoints import Place, reach
 
 # The subprotocol header carries the first message: its line exceeds the library's 8 KiB default.
 # Set here and not by the library's environment variable, which is read when the library is first
@@ -84,6 +85,7 @@ class WebSocket(asyncio.Protocol):
         self.request: asyncio.Future[Request] = self._loop.create_future()
         self.closed: asyncio.Future[None] = self._loop.create_future()
         self.last_sent_s = self._loop.time()
+        self.last_received_s = self._loop.time()
 
     # -- asyncio.Protocol ---------------------------------------------------------------------
 
@@ -102,6 +104,7 @@ class WebSocket(asyncio.Protocol):
             self.on_drained()
 
     def data_received(self, data: bytes) -> None:
+        self.last_received_s = self._loop.time()
         self._protocol.receive_data(data)
         self._process()
 
@@ -189,7 +192,16 @@ class WebSocket(asyncio.Protocol):
         for run in runs:
             transport.write(run)
             self._written += len(run)
+        reach(Place.MID_POKE)
         self.last_sent_s = self._loop.time()
+
+    def ping(self) -> None:
+        """Ask the peer's WebSocket for a sign of life, if it can be read at once."""
+        if self.is_open and not self._reading_paused and not self.clogged:
+            sent_s = self.last_sent_s
+            self._protocol.send_ping(b"")
+            self._flush()
+            self.last_sent_s = sent_s  # no pong of the protocol, for which it must not be taken
 
     def close(self, code: int = 1000, reason: str = "") -> None:
         """Begin the closing handshake; the transport goes when the peer answers or times out."""

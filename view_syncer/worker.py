@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import resource
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -30,13 +31,15 @@ from view_syncer.fan_out import GroupUpdate, WorkerAdvance
 from view_syncer.inspector import Inspector
 from view_syncer.intake import Intake
 from view_syncer.ivm.hydration import HydrationLimits
+from view_syncer.limits import Limits
 from view_syncer.maintenance import Intervals, Maintenance
-from view_syncer.mutations import GroupPushes
+from view_syncer.mutations import GroupPushes, Writes
 from view_syncer.poke import PokeBody
 from view_syncer.queries import QuerySource
 from view_syncer.transform import QueryTransformer
 from view_syncer.websocket import WebSocket
 from zerocache.config import Config
+from zerocache.control import HandOff
 from zerocache.errors import ClientFacingError
 from zerocache.protocol.handshake import ConnectParams
 from zerocache.protocol.messages import AckMutationResponses, Inspect, Push, UpdateAuth
@@ -54,16 +57,31 @@ WRITE_LIMIT_BYTES = 1024 * 1024
 """Unsent bytes beyond which a client is not poked any further until it has taken most of them."""
 CLOSE_WAIT_S = 5.0
 FACTS_WAIT_S = 5.0
+PUSH_DRAIN_S = 10.0
+"""How long pushes may take that are under way when the worker ends."""
+DRAIN_PAUSE_S = 0.01
+"""Between the client groups that are sent elsewhere: about what bringing one up to date costs the
+server that gets it."""
+DRAIN_SHARE = 0.5
+"""Of the time a drain may take: the rest is for closing, pushes and records."""
 EXAMINE_INTERVAL_S = 600.0
 """How often all running plans are examined for missing indexes: tables grow."""
 
 
 class Worker:
     """Create with :meth:`start`, end with :meth:`stop`; ``on_fatal`` is called when the engine
-    cannot go on and the process must be replaced."""
+    cannot go on and the process must be replaced, ``on_released`` with the address of each
+    connection that is over."""
 
-    def __init__(self, config: Config, on_fatal: Callable[[BaseException], None]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        on_fatal: Callable[[BaseException], None],
+        on_released: Callable[[str], None] = lambda address: None,
+    ) -> None:
         self._config = config
+        self._on_released = on_released
+        self.limits = Limits(config)
         self._on_fatal = on_fatal
         self._groups: dict[str, ClientGroup] = {}
         # By object, not by id: a stale group may still be on its way out when the next one of
@@ -105,6 +123,7 @@ class Worker:
         self._engine.start()
         self._facts = FactKeeper(self._store, self._engine)
         await self._facts.open()
+        self._writes = Writes.make(config, self._engine, self._queries)
         self._inspector = Inspector(config, self._engine, self._queries)
         self._services = Services(
             engine=self._engine,
@@ -112,6 +131,7 @@ class Worker:
             facts=self._facts,
             queries=self._queries,
             internal_schemas=frozenset({config.app_schema, config.shard_schema}),
+            limits=config,
             on_empty=self._linger,
             on_deleted_clients=self._clean_up_deleted,
         )
@@ -125,22 +145,19 @@ class Worker:
         self._spawn(self._intake.run())
 
     async def stop(self) -> None:
-        """Close every connection, finish what was accepted, release everything."""
+        """Send every client elsewhere, finish what was accepted, release everything."""
         self._draining = True
-        for connection in list(self._live):
-            connection.close()
+        await self._move_clients_away()
         if self._connections:
             _, late = await asyncio.wait(self._connections, timeout=CLOSE_WAIT_S)
             for task in late:
                 task.cancel()
         for handle in self._lingering.values():
             handle.cancel()
-        for pushes in self._pushes.values():
-            await pushes.drain()
+        await self._finish_pushes()
         # While the groups' queries still run: their rows are written down.
         await self._facts.close(FACTS_WAIT_S)
-        for group in list(self._groups.values()):
-            await group.stop()
+        await asyncio.gather(*(group.stop() for group in list(self._groups.values())))
         for task in list(self._background):
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
@@ -148,7 +165,49 @@ class Worker:
         await self._index_requests.close()
         await self._store.close()
         await self._authenticator.close()
+        await self._writes.close()
         await self._session.close()
+
+    async def _move_clients_away(self) -> None:
+        """Group by group, so that the server that receives them is not swamped."""
+        groups = [group for group in self._groups.values() if group.clients]
+        limit_s = self._config.drain_timeout_seconds
+        pause_s = DRAIN_PAUSE_S
+        if limit_s and groups:
+            pause_s = min(pause_s, limit_s * DRAIN_SHARE / len(groups))
+        moved = ClientFacingError("Rehome", "The server is shutting down.", maxBackoffMs=0)
+        for group in groups:
+            for client in list(group.clients.values()):
+                client.fail(moved)
+            await asyncio.sleep(pause_s)
+        for connection in list(self._live):  # of groups that were given up meanwhile
+            connection.fail(moved)
+        log.info("clients_moved_away", clientGroups=len(groups))
+
+    async def _finish_pushes(self) -> None:
+        """Deliver what clients pushed, unless the application hangs: they push it again."""
+        pushes = list(self._pushes.values())
+        try:
+            async with asyncio.timeout(PUSH_DRAIN_S):
+                await asyncio.gather(*(each.drain() for each in pushes))
+        except TimeoutError:
+            log.warning("pushes_given_up", afterSeconds=PUSH_DRAIN_S)
+            await asyncio.gather(*(each.abort() for each in pushes))
+
+    def figures(self) -> dict[str, Any]:
+        """For the operator (``/statz``); numbers are summed up over all workers."""
+        pokes = sum(1 for connection in self._live if connection.clogged)
+        return {
+            "connections": len(self._connections),
+            "clients": len(self._live),
+            "clientsBehind": pokes,
+            "clientGroups": len(self._groups),
+            "clientsWaiting": self._intake.waiting,
+            "draining": self._draining,
+            "version": self._queries.version,
+            "messagesRefused": self.limits.refused,
+            "maxResidentKilobytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        }
 
     def _maintenance(self) -> Maintenance:
         auth = self._config.auth
@@ -158,13 +217,19 @@ class Worker:
         )
         return Maintenance(self._all_groups, intervals)
 
-    def adopt(self, sock: socket.socket, peer: str) -> None:
+    def adopt(self, sock: socket.socket, hand_off: HandOff) -> None:
         """Serve a connection whose upgrade request is still unread."""
+        peer = Peer(hand_off.peer, hand_off.address, hand_off.refusal)
         task = asyncio.get_running_loop().create_task(self._serve(sock, peer))
         self._connections.add(task)
-        task.add_done_callback(self._connections.discard)
+        task.add_done_callback(lambda task: self._ended(task, hand_off))
 
-    async def _serve(self, sock: socket.socket, peer: str) -> None:
+    def _ended(self, task: asyncio.Task[None], hand_off: HandOff) -> None:
+        self._connections.discard(task)
+        if not hand_off.refusal:
+            self._on_released(hand_off.address)
+
+    async def _serve(self, sock: socket.socket, peer: Peer) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         websocket = self._config.websocket
         try:
@@ -180,7 +245,7 @@ class Worker:
             sock.close()
             return
         try:
-            await serve(protocol, self, Peer(peer))
+            await serve(protocol, self, peer)
         except Exception as error:
             # One connection's bug must not take the worker's other clients along.
             log.exception("connection_crashed", exc_info=error)
@@ -190,13 +255,20 @@ class Worker:
 
     async def authenticate(self, params: ConnectParams, token: str | None) -> Auth:
         if self._draining:
-            raise ClientFacingError("Rehome", "The server is shutting down.", minBackoffMs=0)
+            raise ClientFacingError("Rehome", "The server is shutting down.")
         return await self._authenticator.authenticate(token, params.user_id)
 
     def check_user(self, group_id: str, user_id: str | None) -> None:
         group = self._groups.get(group_id)
         if group is not None:
             group.check_user(user_id)
+
+    def check_new(self, params: ConnectParams, address: str) -> None:
+        group = self._groups.get(params.client_group_id)
+        if group is None:
+            self.limits.new_group(address)
+        elif params.client_id not in group.clients:
+            self.limits.group_size(len(group.clients))
 
     def group(self, group_id: str) -> ClientGroup:
         group = self._groups.get(group_id)
@@ -243,7 +315,7 @@ class Worker:
     def _pushes_of(self, group: ClientGroup) -> GroupPushes:
         pushes = self._pushes.get(group)
         if pushes is None:
-            pushes = self._pushes[group] = GroupPushes(group, self._api, self._mutate)
+            pushes = self._pushes[group] = GroupPushes(group, self._api, self._mutate, self._writes)
         return pushes
 
     def _clean_up_deleted(

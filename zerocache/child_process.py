@@ -11,17 +11,20 @@ import asyncio
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Self
+from typing import Any, Self
 
 import structlog
 
 from zerocache.control import (
     CONTROL_FD_VARIABLE,
     ChildMessage,
+    ControlClosed,
     Fatal,
+    Figures,
     ParentControl,
     Progress,
     Ready,
+    Released,
 )
 
 log = structlog.get_logger(__name__)
@@ -40,6 +43,11 @@ class ChildProcess:
         self.control = control
         self.ready = asyncio.Event()
         self.fatal: Fatal | None = None
+        # Called with the address of each client connection that the child is through with.
+        self.on_released: Callable[[str], None] | None = None
+        # Questions for figures that were not answered yet, by their number.
+        self._asked: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._requests = 0
         self._process = process
         self.ended: asyncio.Task[int] = asyncio.create_task(self._until_ended(), name=name)
 
@@ -68,6 +76,19 @@ class ChildProcess:
     def pid(self) -> int:
         return self._process.pid
 
+    async def figures(self) -> dict[str, Any]:
+        """What the child says of itself; raises ControlClosed if it is gone. The caller bounds
+        the wait."""
+        self._requests += 1
+        request = self._requests
+        answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._asked[request] = answer
+        try:
+            await self.control.ask_figures(request)
+            return await answer
+        finally:
+            del self._asked[request]
+
     def terminate(self) -> None:
         """Ask for a graceful end."""
         self._signal(self._process.terminate)
@@ -91,6 +112,9 @@ class ChildProcess:
             messages.cancel()
             await asyncio.wait([messages])
             await self.control.close()
+            for answer in self._asked.values():
+                if not answer.done():
+                    answer.set_exception(ControlClosed("The child ended without an answer."))
 
     async def _follow_messages(self) -> None:
         async for message in self.control.messages():
@@ -105,6 +129,13 @@ class ChildProcess:
                 log.info("process_progress", child=self.name, progress=text)
             case Fatal():
                 self.fatal = message
+            case Released(address):
+                if self.on_released is not None:
+                    self.on_released(address)
+            case Figures(request, values):
+                answer = self._asked.get(request)
+                if answer is not None and not answer.done():
+                    answer.set_result(values)
 
 
 def describe_status(status: int) -> str:

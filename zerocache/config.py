@@ -45,6 +45,7 @@ from zerocache.options import (
     redacted_repr_args,
 )
 from zerocache.options_distributed import ChangeStreamer, Litestream, ReplicationLag
+from zerocache.options_limits import ClientLimits
 
 RESOLVED_CONFIG_VARIABLE = "ZEROCACHE_RESOLVED_CONFIG"
 
@@ -57,7 +58,7 @@ def default_num_sync_workers() -> int:
     return max(1, len(os.sched_getaffinity(0)) - 1)
 
 
-class Config(BaseSettings):
+class Config(ClientLimits, BaseSettings):
     """Everything zerocache can be told. Built by ``config_loader.load_config``.
 
     Constructing one directly (tests, embedding) reads nothing but the given values.

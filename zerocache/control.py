@@ -23,7 +23,7 @@ import sys
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
-from typing import Self
+from typing import Any, Self
 
 import msgspec
 import structlog
@@ -60,13 +60,37 @@ class Progress(msgspec.Struct, frozen=True, tag="progress"):
     text: str
 
 
+class Released(msgspec.Struct, frozen=True, tag="released"):
+    """A client's connection that was handed off has ended."""
+
+    address: str
+
+
+class Figures(msgspec.Struct, frozen=True, tag="figures"):
+    """The child's answer to :class:`AskFigures`: what it would tell its operator."""
+
+    request: int
+    values: dict[str, Any]
+
+
 class HandOff(msgspec.Struct, frozen=True, tag="socket"):
-    """Comes with the descriptor of a client's connection, from which nothing was read yet."""
+    """Comes with the descriptor of a client's connection, from which nothing was read yet.
+
+    ``peer`` is for the log; ``address`` is the client's, behind trusted proxies; ``refusal`` says
+    why the client is only to be told to come back later.
+    """
 
     peer: str
+    address: str = ""
+    refusal: str = ""
 
 
-ChildMessage = Ready | Fatal | Progress
+class AskFigures(msgspec.Struct, frozen=True, tag="figures"):
+    request: int
+
+
+ChildMessage = Ready | Fatal | Progress | Released | Figures
+ParentMessage = HandOff | AskFigures
 
 
 class ControlClosed(ZerocacheError):
@@ -113,15 +137,23 @@ class ParentControl:
             except msgspec.DecodeError as error:
                 log.warning("control_message_ignored", reason=str(error))
 
-    async def send_socket(self, sock: socket.socket, peer: str) -> None:
+    async def send_socket(self, sock: socket.socket, hand_off: HandOff) -> None:
         """Hand a connection to the child; raises ControlClosed when it is gone."""
-        packet = msgspec.json.encode(HandOff(peer))
+        await self._send(hand_off, [sock])
+
+    async def ask_figures(self, request: int) -> None:
+        """Ask for a :class:`Figures` with this number; raises ControlClosed."""
+        await self._send(AskFigures(request), [])
+
+    async def _send(self, message: ParentMessage, sockets: list[socket.socket]) -> None:
+        packet = msgspec.json.encode(message)
         async with self._sending:
             while True:
                 if self._closed:
                     raise ControlClosed("The child's control channel is closed. Wait for a new one")
                 try:
-                    socket.send_fds(self._sock, [packet], [sock.fileno()], socket.MSG_DONTWAIT)
+                    fds = [sock.fileno() for sock in sockets]
+                    socket.send_fds(self._sock, [packet], fds, socket.MSG_DONTWAIT)
                     return
                 except BlockingIOError:
                     await _wait_writable(self._sock)
@@ -156,7 +188,11 @@ class ChildControl:
         sock.setblocking(False)
         self._sock = sock
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._on_socket: Callable[[socket.socket, str], None] | None = None
+        self._on_socket: Callable[[socket.socket, HandOff], None] | None = None
+        self._figures: Callable[[], dict[str, Any]] = dict
+        self._decoder: msgspec.json.Decoder[ParentMessage] = msgspec.json.Decoder(
+            HandOff | AskFigures
+        )
         self._on_parent_gone: Callable[[], None] = _exit_without_parent
 
     @classmethod
@@ -177,11 +213,15 @@ class ChildControl:
     def start(
         self,
         *,
-        on_socket: Callable[[socket.socket, str], None] | None = None,
+        on_socket: Callable[[socket.socket, HandOff], None] | None = None,
+        figures: Callable[[], dict[str, Any]] | None = None,
         on_parent_gone: Callable[[], None] | None = None,
     ) -> None:
-        """Receive from now on. ``on_socket`` owns each non-blocking socket it is given."""
+        """Receive from now on. ``on_socket`` owns each non-blocking socket it is given, and tells
+        its end with :meth:`released`; ``figures`` must not block."""
         self._on_socket = on_socket
+        if figures is not None:
+            self._figures = figures
         if on_parent_gone is not None:
             self._on_parent_gone = on_parent_gone
         self._loop = asyncio.get_running_loop()
@@ -193,6 +233,9 @@ class ChildControl:
     def fatal(self, message: str, exit: int = EXIT_CONFIGURATION) -> None:
         """Ask for the end of the node; the caller then exits with the same status."""
         self._send(Fatal(message[:_MAX_TEXT], exit))
+
+    def released(self, address: str) -> None:
+        self._send(Released(address))
 
     def progress(self, text: str) -> None:
         try:
@@ -240,15 +283,17 @@ class ChildControl:
     def _accept(self, packet: bytes, fds: list[int]) -> None:
         received = deque(socket.socket(fileno=fd) for fd in fds)
         try:
-            message = msgspec.json.decode(packet, type=HandOff)
+            message = self._decoder.decode(packet)
         except msgspec.DecodeError as error:
             log.warning("control_message_ignored", reason=str(error))
         else:
-            if self._on_socket is not None and received:
+            if isinstance(message, AskFigures):
+                self._send(Figures(message.request, self._figures()))
+            elif self._on_socket is not None and received:
                 sock = received.popleft()
                 sock.setblocking(False)
                 sock.set_inheritable(False)
-                self._on_socket(sock, message.peer)
+                self._on_socket(sock, message)
         for leftover in received:
             leftover.close()
 

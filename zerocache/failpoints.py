@@ -43,11 +43,16 @@ class Place(Enum):
     BEFORE_COMMIT = "before-commit"
     COMMITTED = "committed"
     PUBLISHED = "published"
+    BEFORE_STORE = "before-store"
+    STORED = "stored"
+    # What is acknowledged next is durable in the change log.
     DURABLE = "durable"
     ACKNOWLEDGED = "acknowledged"
     IDLE_RECORDED = "idle-recorded"
     BEFORE_CHECKPOINT = "before-checkpoint"
     CHECKPOINTED = "checkpointed"
+    # The replication process, while it brings what a change of the schema made visible.
+    MID_BACKFILL = "mid-backfill"
     # A sync worker.
     MID_HYDRATION = "mid-hydration"
     ADVANCED = "advanced"

@@ -285,10 +285,8 @@ class Endpoint(Group):
 
 
 class PerUserMutationLimit(Group):
-    max: Whole | None = option(
-        None, "CRUD mutations allowed per user and window.", ge=0, inert=True
-    )
-    window_ms: Number = option(60_000, "Length of that window.", ge=1, inert=True)
+    max: Whole | None = option(None, "CRUD mutations allowed per client group and window.", ge=0)
+    window_ms: Number = option(60_000, "Length of that window.", ge=1)
 
 
 _AUTH_REPLACEMENT = "authentication in the app's own endpoints (ZERO_QUERY_URL, ZERO_MUTATE_URL)"

@@ -55,8 +55,11 @@ class Role:
         command: Sequence[str],
         environ: Mapping[str, str],
         policy: RestartPolicy,
+        *,
+        on_started: Callable[[ChildProcess], None] | None = None,
     ) -> None:
         self.name = name
+        self._on_started = on_started
         # Set for good when the first process of this role became ready.
         self.first_ready = asyncio.Event()
         self._command = command
@@ -83,6 +86,11 @@ class Role:
             if child is not None and child.ready.is_set() and not child.ended.done():
                 return child
             await self._changed.wait()
+
+    @property
+    def child(self) -> ChildProcess | None:
+        """The newest process, whatever it is at."""
+        return self._child
 
     async def stop(self, timeout_s: float | None) -> None:
         """End the process gracefully; by force if it takes longer than ``timeout_s``."""
@@ -132,6 +140,8 @@ class Role:
     async def _start(self) -> ChildProcess:
         child = await ChildProcess.start(self.name, self._command, self._environ)
         self._child = child
+        if self._on_started is not None:
+            self._on_started(child)
         if self._stopping.is_set():
             # The order to stop came during the start and did not reach this process, which has
             # nothing to lose yet.

@@ -20,11 +20,15 @@ import tempfile
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 import structlog
+from msgspec import structs
 
+from zerocache.child_process import ChildProcess
 from zerocache.config import Config
-from zerocache.control import EXIT_CONFIGURATION, RUNTIME_DIR_VARIABLE, ControlClosed
+from zerocache.connection_counts import ConnectionCounts
+from zerocache.control import EXIT_CONFIGURATION, RUNTIME_DIR_VARIABLE, ControlClosed, HandOff
 from zerocache.errors import ConfigurationError
 from zerocache.keepalive import KeepaliveMonitor
 from zerocache.role import RestartPolicy, Role, RoleFailed
@@ -46,6 +50,10 @@ class NodePolicy:
     hand_off_wait_s: float = 8.0
     # The replication process has nothing to drain: it only finishes a transaction.
     replication_stop_s: float = 30.0
+    # What a worker may need beyond ZEROCACHE_DRAIN_TIMEOUT_SECONDS to end in order.
+    drain_grace_s: float = 5.0
+    # How long /statz waits for a worker's own figures.
+    figures_wait_s: float = 2.0
 
 
 @dataclass(frozen=True)
@@ -80,8 +88,15 @@ class Node:
         self._policy = policy
         self._on_ready = on_ready
         self._replication = Role("replication", commands.replication, environ, policy.restarts)
+        self._connections = ConnectionCounts(config.max_connections, config.max_connections_per_ip)
         self._workers = tuple(
-            Role(f"sync-worker-{index}", commands.of_worker(index), environ, policy.restarts)
+            Role(
+                f"sync-worker-{index}",
+                commands.of_worker(index),
+                environ,
+                policy.restarts,
+                on_started=self._count_connections,
+            )
             for index in range(config.num_sync_workers)
         )
         # What ends the node. Completed by a failed role or by a request, whichever is first.
@@ -116,24 +131,78 @@ class Node:
             if not self._end.cancel() and not self._end.cancelled():
                 self._end.exception()  # looked at, even if the node was quit before anybody did
 
-    async def hand_over(self, worker: int, sock: socket.socket, peer: str) -> bool:
+    async def hand_over(self, worker: int, sock: socket.socket, hand_off: HandOff) -> bool:
         """Give a client's socket to a worker, or to its successor; False if none came in time.
 
-        The caller keeps owning its descriptor and closes it either way.
+        The caller keeps owning its descriptor and closes it either way. A connection beyond the
+        limits is handed over as well: refusing it takes a WebSocket.
         """
+        refusal = self._connections.reserve(hand_off.address)
+        if refusal is not None:
+            refused = structs.replace(hand_off, address="", refusal=refusal)
+            return await self._hand_over(worker, sock, refused) is not None
+        process = None
+        try:
+            process = await self._hand_over(worker, sock, hand_off)
+        finally:
+            if process is None:
+                self._connections.cancel(hand_off.address)
+            else:
+                self._connections.assign(hand_off.address, process)
+        return process is not None
+
+    async def _hand_over(self, worker: int, sock: socket.socket, hand_off: HandOff) -> int | None:
+        """The process that has the socket now."""
         role = self._workers[worker]
         try:
             async with asyncio.timeout(self._policy.hand_off_wait_s):
                 while True:
                     child = await role.current()
                     try:
-                        await child.control.send_socket(sock, peer)
-                        return True
+                        await child.control.send_socket(sock, hand_off)
+                        return child.pid
                     except ControlClosed:
                         # It died under our hands; its end is noticed in a moment.
                         await asyncio.wait([child.ended])
         except TimeoutError:
-            return False
+            return None
+
+    def _count_connections(self, child: ChildProcess) -> None:
+        child.on_released = lambda address: self._connections.release(address, child.pid)
+        child.ended.add_done_callback(lambda _: self._connections.forget(child.pid))
+
+    async def worker_figures(self) -> dict[str, Any]:
+        """What each worker says of itself, and the sums of what they count."""
+        answers = await asyncio.gather(*map(self._figures_of, self._workers))
+        total: dict[str, float] = {}
+        for answer in answers:
+            for name, value in answer.items():
+                if isinstance(value, int | float) and name != "pid":
+                    total[name] = total.get(name, 0) + value
+        figures: dict[str, Any] = {
+            role.name: answer for role, answer in zip(self._workers, answers, strict=True)
+        }
+        counts = self._connections
+        accepted = {"connectionsCounted": counts.total, "connectionsRefused": counts.refused}
+        return {"total": {**total, **accepted}, **figures}
+
+    async def _figures_of(self, role: Role) -> dict[str, Any]:
+        child = role.child
+        if child is None or not child.ready.is_set() or child.ended.done():
+            return {"state": "starting"}
+        try:
+            async with asyncio.timeout(self._policy.figures_wait_s):
+                return {"pid": child.pid, **await child.figures()}
+        except (TimeoutError, ControlClosed):
+            return {"pid": child.pid, "state": "no answer"}
+
+    def not_ready_because(self) -> str | None:
+        """Why a load balancer should send clients elsewhere."""
+        if self._end.done():
+            return "draining"
+        if self._connections.is_nearly_full:
+            return "nearly all allowed connections are taken"
+        return None
 
     async def _live(self) -> int:
         from view_syncer.dispatcher import Dispatcher  # here alone the supervisor meets a half
@@ -146,6 +215,8 @@ class Node:
             self._config,
             hand_over=self.hand_over,
             on_keepalive=keepalive.call if keepalive else None,
+            not_ready_because=self.not_ready_because,
+            worker_figures=self.worker_figures,
         )
         try:
             # Bound early, so that a port in use is found before a long initial sync.
@@ -155,14 +226,19 @@ class Node:
             log.info("node_ready", port=dispatcher.port, syncWorkers=len(self._workers))
             if self._on_ready is not None:
                 self._on_ready()
-            await self._end
+            try:
+                await self._end
+            except _Stopped:
+                # The port stays open, for health checks that say "not ready" and for clients that
+                # come all the same: workers send them elsewhere.
+                await self._drain_workers()
         except _Stopped:
-            pass  # the graceful end; a failed role is raised to the caller instead
+            await self._drain_workers()  # it never got as far as being ready
         finally:
             if keepalive is not None:
                 keepalive.close()
             await dispatcher.close()
-        await self._drain()
+        await self._replication.stop(self._policy.replication_stop_s)
         return EXIT_DRAINED
 
     async def _start_processes(self) -> None:
@@ -196,11 +272,11 @@ class Node:
         finally:
             doing.cancel()
 
-    async def _drain(self) -> None:
-        timeout_s = self._config.drain_timeout_seconds or None
-        # Workers first: what they still send depends on replication.
+    async def _drain_workers(self) -> None:
+        """Before the replication process: what they still send depends on it."""
+        limit_s = self._config.drain_timeout_seconds
+        timeout_s = limit_s + self._policy.drain_grace_s if limit_s else None
         await asyncio.gather(*(worker.stop(timeout_s) for worker in self._workers))
-        await self._replication.stop(self._policy.replication_stop_s)
 
     def _failed(self, error: BaseException) -> None:
         if not self._end.done():

@@ -27,7 +27,7 @@ from tests.fuzz.model_server import Broken, Server
 from tests.fuzz.model_upstream import Rows, Upstream
 from zerocache.zql import ast
 
-_QUIET_TIMEOUT_S = 60.0
+_QUIET_TIMEOUT_S = 120.0
 _QUEUED = 120
 _TTLS = (0, 0, 200, 300_000, None)
 
@@ -279,7 +279,8 @@ class Episode:
             for i in range(transactions):
                 statements = _statements(seed, i)
                 group = self._groups[len(seed) % len(self._groups)]
-                mutation = (group.id, group.tabs[0].id) if i % 3 == 0 else None
+                client = f"{group.id}c{1 + i % group.made}"
+                mutation = (group.id, client) if i % 3 == 0 else None
                 beat = await asyncio.to_thread(self._upstream.write, statements, mutation)
                 self._note(f"beat {beat} {statements if len(statements) < 3 else len(statements)}")
             self._writes.task_done()

@@ -126,11 +126,19 @@ class Upstream:
         ).format(sql.Identifier(shard, "clients"))
         row = self._db.execute(bump, [group, client]).fetchone()
         assert row is not None
+        results = sql.Identifier(shard, "mutations")
         if with_result:
-            results = sql.SQL("INSERT INTO {} VALUES (%s, %s, %s, %s)")
             self._db.execute(
-                results.format(sql.Identifier(shard, "mutations")),
+                sql.SQL("INSERT INTO {} VALUES (%s, %s, %s, %s)").format(results),
                 [group, client, row[0], json.dumps({"data": row[0]})],
+            )
+        elif row[0] % 3 == 0:
+            # As after an acknowledgement.
+            self._db.execute(
+                sql.SQL('DELETE FROM {} WHERE "clientGroupID" = %s AND "clientID" = %s').format(
+                    results
+                ),
+                [group, client],
             )
 
     def _give_up_all(self) -> None:

@@ -108,7 +108,8 @@ def transaction(seed: str) -> list[str]:
 
 
 def schema_change(seed: str) -> list[str]:
-    """One change of the tables that no client's schema notices, with or without rows beside it."""
+    """One change of the tables that no client's schema notices, with or without rows beside it.
+    None converts values (USING): until they are copied, a poke shows the old ones."""
     choose = random.Random(seed)
     table, text = choose.choice(["node", "item", "link", "pair"]), _text(choose)
     index = f"extra_{choose.randrange(3)}"

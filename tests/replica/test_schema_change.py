@@ -97,22 +97,50 @@ def test_column_that_only_became_published_is_backfilled() -> None:
 
 
 @pytest.mark.parametrize(
-    ("query", "stale"),
+    ("query", "refresh"),
     [
-        ("ALTER TABLE task ALTER title TYPE varchar", ()),
-        ("alter table task alter title type varchar using lower(title);", (4,)),
-        ("SELECT migrate()", (4,)),
-        ("ALTER TABLE task ALTER title TYPE varchar; SELECT migrate()", (4,)),
+        ("ALTER TABLE task ALTER title TYPE varchar", False),
+        ("alter table task alter title type varchar using lower(title);", True),
+        ("SELECT migrate()", True),
+        ("ALTER TABLE task ALTER title TYPE varchar; SELECT migrate()", True),
     ],
 )
-def test_retype_keeps_values_only_without_using(query: str, stale: tuple[int, ...]) -> None:
+def test_retype_keeps_values_only_without_using(query: str, refresh: bool) -> None:
     retyped = _with(column("title", 4, "varchar", type_oid=1043))
     change = _only(_plan((retyped,), query=query, rewritten=(1,)))
-    assert change.stale == stale
+    assert change.refresh == refresh
+    assert not change.hidden
+
+
+def test_values_of_another_kind_are_hidden_until_they_are_read() -> None:
+    retyped = _with(column("title", 4, "json", type_oid=114))
+    change = _only(
+        _plan((retyped,), query="ALTER TABLE task ALTER title TYPE json", rewritten=(1,))
+    )
+    assert change.hidden == (4,)
+    assert not change.refresh
+
+
+def test_nothing_is_taken_for_granted_of_what_nobody_saw() -> None:
+    dropped = TASK_INDEXES[:1]
+    assert _only(_plan((TASK,), tag="UNKNOWN", indexes=dropped)).refresh
+    assert not _only(_plan((TASK,), tag="DROP INDEX", indexes=dropped)).refresh
+    seen = msgspec.structs.replace(TASK, publication_state="1", storage=1)
+    facts = TableFacts(table=seen, indexes=TASK_INDEXES)
+    columns = (msgspec.structs.replace(TASK.columns[0], written="2"), *TASK.columns[1:])
+    for changed, refresh in (
+        ({"storage": 2}, False),  # VACUUM FULL
+        ({"columns": columns}, False),  # SET DEFAULT
+        ({"storage": 2, "columns": columns}, True),
+        ({"publication_state": "2"}, True),
+    ):
+        now = msgspec.structs.replace(seen, **changed)
+        event = SchemaEvent(schema=PublishedSchema(tables=(now,), indexes=TASK_INDEXES))
+        assert _only(plan_changes([facts], event)).refresh == refresh, changed
 
 
 def test_retyped_key_needs_the_whole_table() -> None:
-    retyped = _with(column("id", 1, "text", not_null=True))
+    retyped = _with(column("id", 1, "text", not_null=True, type_oid=99))
     drop, create = _plan((retyped,), query="ALTER TABLE task ALTER id TYPE text", rewritten=(1,))
     assert isinstance(drop, DropTable)
     assert isinstance(create, CreateTable)

@@ -170,8 +170,10 @@ def compare(replicator: Replicator) -> int:
     connection = replicator.connection()
     compared = 0
     with psycopg.connect(replicator.config.upstream.db) as upstream:
-        for setting in ("TimeZone = 'UTC'", "bytea_output = 'hex'", "extra_float_digits = 1"):
-            upstream.execute(f"SET {setting}".encode())
+        upstream.execute(
+            "SET TimeZone = 'UTC'; SET DateStyle = 'ISO'; SET IntervalStyle = 'postgres';"
+            "SET bytea_output = 'hex'; SET extra_float_digits = 1"
+        )
         for facts in load_tables(connection).values():
             expected = _upstream_rows(upstream, facts.table)
             actual = _replica_rows(connection, facts.table)
@@ -192,9 +194,8 @@ def _upstream_rows(
 ) -> list[tuple[Any, ...]]:
     decoders = [column_decoder(column) for column in table.columns]
     columns = sql.SQL(", ").join(
-        sql.SQL("{}::text").format(sql.Identifier(column.name))
-        if column.type_name != "bool"
-        else sql.SQL("CASE WHEN {0} THEN 't' WHEN NOT {0} THEN 'f' END").format(
+        # As COPY prints it; a cast to text is something else for bpchar, inet and bool.
+        sql.SQL("CASE WHEN {0} IS DISTINCT FROM NULL THEN format('%s', {0}) END").format(
             sql.Identifier(column.name)
         )
         for column in table.columns

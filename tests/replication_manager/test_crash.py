@@ -139,27 +139,6 @@ def test_killed_initial_sync_starts_over(
     assert postgres.psql(slots, replicator.config.app.id) == [(1,)]
 
 
-def test_full_disk_stops_without_acknowledging(
-    replicator: Replicator, run_sql: RunSql, postgres: PostgresCluster
-) -> None:
-    """A limit on the size of files stands in for the full disk."""
-    import resource
-
-    run_sql("CREATE TABLE big (id int PRIMARY KEY, t text)")
-    replicator.start()
-    assert replicator.process is not None
-    limit = 4_000_000
-    resource.prlimit(replicator.process.pid, resource.RLIMIT_FSIZE, (limit, limit))
-    before = lsn_from_watermark(replicator.state_version())
-    run_sql("INSERT INTO big SELECT i, repeat('x', 200) FROM generate_series(1, 100000) i")
-    assert replicator.process.wait(30) != 0
-    assert "replica_not_writable" in replicator.log()
-    assert lsn_from_watermark(replicator.state_version()) == before
-    replicator.start()
-    replicator.catch_up()
-    assert compare(replicator) >= 100_000
-
-
 def test_stop_is_obeyed_inside_a_huge_transaction(replicator: Replicator, run_sql: RunSql) -> None:
     run_sql("CREATE TABLE big (id int PRIMARY KEY, t text)")
     replicator.start()

@@ -83,6 +83,29 @@ def test_killed_while_streaming(world: Replicator, place: Place) -> None:
     assert _generation(world) == generation
 
 
+def test_killed_in_a_backfill(world: Replicator) -> None:
+    url, generation, place = world.config.upstream.db, _generation(world), Place.MID_BACKFILL
+    with psycopg.connect(url) as connection:
+        connection.execute("CREATE TABLE hidden.late (id int PRIMARY KEY, t text)")
+        connection.execute(
+            "INSERT INTO hidden.late SELECT i, repeat('x', 500) FROM generate_series(1, 20000) i"
+        )
+    with write_heavily(url, seed=place.number):
+        world.start(**{VARIABLE: f"{place.value}:2"})
+        with psycopg.connect(url) as connection:
+            connection.execute("ALTER TABLE hidden.late SET SCHEMA public")
+        assert world.process is not None
+        assert world.process.wait(TIMEOUT_S) == -signal.SIGKILL, world.log()
+        world.kill()
+        assert "backfill_finished" not in world.log()
+        world.start()
+        world.wait_until(lambda: "backfill_finished" in world.log())
+    _assert_complete(world)
+    assert world.rows("SELECT count(*) FROM late") == [(20_000,)]
+    assert world.stop() == 0
+    assert _generation(world) == generation
+
+
 @pytest.mark.parametrize("write", [1, 30, 400])
 def test_killed_in_the_middle_of_a_checkpoint(world: Replicator, write: int) -> None:
     generation = _generation(world)

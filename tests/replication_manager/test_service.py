@@ -15,7 +15,7 @@ import pytest
 
 from tests.conftest import PostgresCluster, destroy_cluster, make_cluster
 from tests.replication_manager.conftest import RunSql
-from tests.replication_manager.harness import Replicator, compare
+from tests.replication_manager.harness import Replicator, compare, settle
 from zerocache.replica.notifier import watch_versions
 
 NewReplicator = Callable[..., Replicator]
@@ -206,6 +206,38 @@ def test_without_event_triggers_a_schema_change_ends_in_a_new_sync(
     assert "ddl_detection_unavailable" in replicator.log()
 
 
+def test_without_event_triggers_announced_changes_arrive_live(
+    unprivileged: Replicator, run_sql: RunSql, app_id: str
+) -> None:
+    replicator = unprivileged
+    replicator.start()
+    before = replicator.rows('SELECT replicaVersion FROM "_zero.replicationConfig"')
+    hook = f'SELECT "{app_id}_0".update_schemas();'
+    run_sql(
+        "INSERT INTO issue (id, title) VALUES (1, 'a');"
+        f"ALTER TABLE issue ADD extra int DEFAULT 7; {hook}"
+        "INSERT INTO issue (id, extra) VALUES (2, 8)"
+    )
+    run_sql(f"ALTER TABLE issue ALTER title TYPE text USING upper(title); {hook}")
+    settle(replicator)
+    assert replicator.rows("SELECT id, title, extra FROM issue ORDER BY id") == [
+        (1, "A", 7),
+        (2, None, 8),
+    ]
+    replicator.stop()
+    run_sql(f"ALTER TABLE issue DROP COLUMN due; {hook}")
+    replicator.start()
+    settle(replicator)
+    assert compare(replicator)
+    assert replicator.rows('SELECT replicaVersion FROM "_zero.replicationConfig"') == before
+    run_sql("ALTER TABLE issue ADD unannounced int")
+    replicator.wait_until(
+        lambda: replicator.rows('SELECT replicaVersion FROM "_zero.replicationConfig"') > before
+    )
+    settle(replicator)
+    assert compare(replicator)
+
+
 def test_missing_slot_ends_in_a_new_sync(
     replicator: Replicator, run_sql: RunSql, postgres: PostgresCluster
 ) -> None:
@@ -250,8 +282,9 @@ def test_replica_of_another_database_is_replaced(
         postgres.drop_database(other)
 
 
-def test_an_older_copy_of_the_replica_is_not_continued(
-    replicator: Replicator, run_sql: RunSql
+@pytest.mark.parametrize("log_is_lost", [False, True])
+def test_an_older_copy_of_the_replica_is_continued_only_from_the_change_log(
+    replicator: Replicator, run_sql: RunSql, log_is_lost: bool
 ) -> None:
     run_sql(ISSUES)
     replicator.start()
@@ -262,9 +295,12 @@ def test_an_older_copy_of_the_replica_is_not_continued(
     replicator.catch_up()
     replicator.stop()
     replicator.file.write_bytes(copy)
+    if log_is_lost:
+        run_sql(f'DROP SCHEMA "{replicator.config.cdc_schema}" CASCADE')
     replicator.start()
     assert replicator.rows("SELECT id FROM issue") == [(1,)]
-    assert "older copy" in replicator.log()
+    assert ("older copy" in replicator.log()) == log_is_lost
+    assert ("change_log_replayed" in replicator.log()) != log_is_lost
 
 
 def test_an_idle_replica_is_continued(

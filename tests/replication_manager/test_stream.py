@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +14,11 @@ from replication_manager.applier import Applier
 from replication_manager.backfill import Backfiller
 from replication_manager.position import SlotPosition
 from replication_manager.schema_events import SchemaEvents
-from replication_manager.stream import ChangeStream, StreamLimits
+from replication_manager.segments import Part, SegmentBuilder
+from replication_manager.stream import ChangeStream, LogWriter, StreamLimits
 from replication_manager.walsender import StreamEnded
 from zerocache.postgres.shard import ShardNames
-from zerocache.protocol.versions import Watermark, watermark_from_lsn
+from zerocache.protocol.versions import Lsn, Watermark, watermark_from_lsn
 from zerocache.replica.bulk import BulkLoader
 from zerocache.replica.layout import ReplicaConfig
 from zerocache.replica.published import (
@@ -100,6 +102,9 @@ class ScriptedConnection:
                 return False
         return True
 
+    def check_stop(self) -> None:
+        """Nobody asks to stop."""
+
     def send_status(self, lsn: int) -> None:
         self.sent.append(lsn)
 
@@ -124,12 +129,53 @@ def replica(tmp_path: Path) -> Replica:
 _SHARD = ShardNames("zero")
 
 
+class ScriptedStore:
+    """Stores at once what it is given, unless it is held back."""
+
+    def __init__(self, *, held: bool = False) -> None:
+        self.held = held
+        self.stored = Lsn(_START)
+        self.parts: list[Part] = []
+        self.reached = Lsn(0)
+        self.full_for = 0
+
+    def put(self, parts: Sequence[Part]) -> None:
+        self.parts += parts
+        self._move(max((part.watermark for part in parts if part.is_last), default=self.stored))
+
+    def mark_reached(self, position: Lsn) -> None:
+        self.reached = position
+        self._move(position)
+
+    def _move(self, position: Lsn) -> None:
+        if not self.held:
+            self.stored = max(self.stored, position)
+
+    @property
+    def is_full(self) -> bool:
+        self.full_for -= 1
+        return self.full_for >= 0
+
+    def wait_for_space(self, timeout_s: float) -> None:
+        """There is space as soon as ``is_full`` says so."""
+
+    def check(self) -> None:
+        """Nothing fails here."""
+
+
+def _log(store: ScriptedStore) -> LogWriter:
+    return LogWriter(SegmentBuilder(_SHARD.ddl_prefix, Lsn(_START)), store)  # type: ignore[arg-type]
+
+
 def _applier(writer: ReplicaWriter) -> Applier:
     return Applier(writer, lambda _: None, SchemaEvents(writer, _SHARD))
 
 
 def _run(
-    replica: Replica, *script: bytes | float | None, limits: StreamLimits | None = None
+    replica: Replica,
+    *script: bytes | float | None,
+    limits: StreamLimits | None = None,
+    store: ScriptedStore | None = None,
 ) -> tuple[list[int], list[Watermark]]:
     """Play the script; what was sent upstream, and the versions that were announced."""
     connection = ScriptedConnection([_xlog(_RELATION), *script])
@@ -143,6 +189,7 @@ def _run(
         lambda: None,
         limits or StreamLimits(),
         Backfiller("postgresql://nobody", _SHARD, replica.writer),
+        _log(store or ScriptedStore()),
         monotonic=lambda: connection.now,
     )
     with pytest.raises(_Ended):
@@ -180,6 +227,7 @@ def test_acknowledgement_follows_after_the_interval(replica: Replica) -> None:
 def test_keepalives_move_the_position_only_when_nothing_is_outstanding(
     replica: Replica,
 ) -> None:
+    store = ScriptedStore()
     sent, _ = _run(
         replica,
         _begin(0x20),
@@ -195,26 +243,54 @@ def test_keepalives_move_the_position_only_when_nothing_is_outstanding(
         2.0,
         _keepalive(0x40),
         None,
+        0.3,
         None,
+        store=store,
     )
     assert sent == [0x20, 0x40]
+    assert store.reached == 0x40
 
 
 def test_requested_reply_confirms_what_is_stored_by_then(replica: Replica) -> None:
     sent, published = _run(replica, *_transaction(0x20), _keepalive(0x50, reply=True), None)
     assert published == [watermark_from_lsn(0x20)]
-    assert sent == [0x20, 0x50]
+    assert sent == [0x50]
 
 
 def test_requested_reply_inside_a_transaction_moves_nothing(replica: Replica) -> None:
     sent, _ = _run(replica, _begin(0x20), _insert(1), _keepalive(0x50, reply=True), None)
-    assert sent == [0]
+    assert sent == [_START]
+
+
+def test_what_the_log_does_not_have_is_announced_but_not_acknowledged(replica: Replica) -> None:
+    store = ScriptedStore(held=True)
+    sent, published = _run(
+        replica,
+        *_transaction(0x20),
+        None,
+        5.0,
+        _keepalive(0x50, reply=True),
+        5.0,
+        None,
+        store=store,
+    )
+    assert published == [watermark_from_lsn(0x20)]
+    assert sent == [_START]
+    assert store.reached == 0
+
+
+def test_a_full_log_makes_upstream_wait(replica: Replica) -> None:
+    store = ScriptedStore()
+    store.full_for = 3
+    _, published = _run(replica, *_transaction(0x20), None, None, store=store)
+    assert store.full_for < 0
+    assert published == [watermark_from_lsn(0x20)]
 
 
 def test_silence_towards_the_server_is_bounded(replica: Replica) -> None:
     limits = StreamLimits(wal_sender_timeout_s=60, inbound_timeout_s=0)
     sent, _ = _run(replica, None, 44.0, 2.0, None, None, limits=limits)
-    assert sent == [0]
+    assert sent == [_START]
 
 
 def test_silence_of_the_server_ends_the_stream(replica: Replica) -> None:
@@ -228,6 +304,7 @@ def test_silence_of_the_server_ends_the_stream(replica: Replica) -> None:
         lambda: None,
         StreamLimits(inbound_timeout_s=120),
         Backfiller("postgresql://nobody", _SHARD, replica.writer),
+        _log(ScriptedStore()),
         monotonic=lambda: connection.now,
     )
     with pytest.raises(StreamEnded):

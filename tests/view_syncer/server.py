@@ -22,6 +22,7 @@ from benchmarks.sync_state import SyncState
 from tests.replica.tables import column, index, table
 from view_syncer.worker import Worker
 from zerocache.config import Config
+from zerocache.control import HandOff
 from zerocache.protocol.versions import lexi_decode, lexi_encode
 from zerocache.replica.bulk import BulkLoader
 from zerocache.replica.layout import ReplicaConfig
@@ -265,7 +266,7 @@ class Server:
         loop = asyncio.get_running_loop()
         while True:
             sock, address = await loop.sock_accept(self._socket)
-            self.worker.adopt(sock, f"{address[0]}:{address[1]}")
+            self.worker.adopt(sock, HandOff(f"{address[0]}:{address[1]}", address[0]))
 
     def client(self, *queries: DesiredQuery, group: str = "g", **options: Any) -> TestClient:
         options.setdefault("client_group_id", group)

@@ -15,6 +15,7 @@ import xxhash
 
 from view_syncer.dispatcher import Dispatcher, worker_of
 from zerocache.config import Config
+from zerocache.control import HandOff
 from zerocache.errors import ConfigurationError
 
 UPGRADE = "Host: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n"
@@ -37,12 +38,12 @@ class Workers:
     """Stands in for all workers: keeps a duplicate of each socket it is given."""
 
     def __init__(self) -> None:
-        self.taken: asyncio.Queue[tuple[int, socket.socket, str]] = asyncio.Queue()
+        self.taken: asyncio.Queue[tuple[int, socket.socket, HandOff]] = asyncio.Queue()
         self.available = True
 
-    async def hand_over(self, worker: int, sock: socket.socket, peer: str) -> bool:
+    async def hand_over(self, worker: int, sock: socket.socket, hand_off: HandOff) -> bool:
         if self.available:
-            self.taken.put_nowait((worker, sock.dup(), peer))
+            self.taken.put_nowait((worker, sock.dup(), hand_off))
         return self.available
 
     async def next(self) -> tuple[int, bytes]:
@@ -154,11 +155,12 @@ async def test_socket_is_handed_over_with_its_wakeup_threshold_restored() -> Non
         await writer.drain()
         await asyncio.sleep(0.02)
         writer.write(UPGRADE.encode())
-        _, sock, peer = await workers.taken.get()
+        _, sock, hand_off = await workers.taken.get()
         with sock:
             assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT) == 1
             assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-            assert peer.startswith("127.0.0.1:")
+            assert hand_off.peer.startswith("127.0.0.1:")
+            assert hand_off.address == "127.0.0.1"
         writer.close()
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.view_syncer.ivm.cases import c, ex, q
+from tests.view_syncer.ivm.group import to_hydrate
 from tests.view_syncer.ivm.replica import Replica, Row, Table, client_tables
 from tests.view_syncer.server import until
 from view_syncer.engine_host import EngineHost
@@ -48,9 +49,7 @@ def engine(replica: Replica) -> Iterator[Engine]:
 
 
 def request(engine: Engine, query: ast.Query) -> HydrationRequest:
-    found = engine.request(query, CLIENT)
-    assert isinstance(found, HydrationRequest)
-    return found
+    return to_hydrate(engine, query, CLIENT)
 
 
 async def _hydrator(replica: Replica, lanes: LaneLimits) -> AsyncIterator[Hydrator]:

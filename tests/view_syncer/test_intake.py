@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.view_syncer.server import until
 from view_syncer import intake as module
 from view_syncer.intake import Intake
 from zerocache.errors import ClientFacingError
@@ -107,9 +108,7 @@ async def test_turn_that_takes_long_holds_up_nobody() -> None:
     intake = Intake(longest_s=0.0)
     intake.limit = 1
     slow, other = Guest(intake), Guest(intake)
-    async with asyncio.timeout(10):
-        while not other.has_turn:
-            await asyncio.sleep(0)
+    await until(lambda: other.has_turn)
     assert slow.has_turn
     await slow.leave()
     await other.leave()

@@ -10,9 +10,11 @@ from typing import Any
 import apsw
 import pytest
 
+from tests.replica.tables import build_replica, column, index, table
 from view_syncer.http_head import parse_head
 from view_syncer.statz import answer_statz, default_groups, is_admin
 from zerocache.config import Config
+from zerocache.replica.published import PublishedSchema
 
 
 def config(**given: Any) -> Config:
@@ -99,6 +101,17 @@ def test_replica_group_describes_the_file(tmp_path: Path) -> None:
     connection.close()
     assert figures["journal_mode"] == "wal"
     assert figures["replica.db"]["bytes"] > 0
+
+
+def test_hidden_group_names_what_clients_never_see(tmp_path: Path) -> None:
+    spans = table("t", [column("id", 1, not_null=True), column("span", 2, "interval")])
+    keyless = table("log", [column("line", 1)])
+    schema = PublishedSchema(
+        tables=(spans, keyless), indexes=(index(spans, "id", unique=True, is_primary=True),)
+    )
+    file = build_replica(tmp_path / "replica.db", schema=schema)
+    groups = default_groups(config(admin_password="p", replica={"file": str(file)}))
+    assert groups["hidden"]() == {"columns": {"t.span": "interval"}, "tables": ("log",)}
 
 
 def test_missing_replica_shows_as_an_error_of_its_group(tmp_path: Path) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import struct
 from typing import Any
 
 import pytest
 
-from benchmarks.protocol_client import ConnectionLost
+from benchmarks.protocol_client import ServerError
 from tests.view_syncer.server import (
     ALL_TAGS,
     ALL_TASKS,
@@ -155,7 +156,7 @@ async def test_replica_that_changes_its_schema_is_followed(server: Server) -> No
         assert client.titles == {"a": "A2", "b": "B", "c": "C"}
 
 
-async def test_stopping_closes_every_socket_plainly(
+async def test_stopping_sends_every_client_elsewhere(
     database: str, app_id: str, replica: Replica
 ) -> None:
     """sync-protocol.md §10 #67"""
@@ -165,9 +166,58 @@ async def test_stopping_closes_every_socket_plainly(
     await server.worker.stop()
     for client in clients:
         ended = await client.wait_closed()
-        assert isinstance(ended, ConnectionLost)
-        assert ended.code == 1000
-        assert not any(m.type == "error" for m in client.messages)
+        assert isinstance(ended, ServerError)
+        assert (ended.kind, ended.body["maxBackoffMs"]) == ("Rehome", 0)
+    server._accepting.cancel()
+    server._socket.close()
+    assert server.fatal == []
+
+
+async def test_groups_leave_one_after_another_within_the_time_a_drain_may_take(
+    database: str, app_id: str, replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "DRAIN_PAUSE_S", 3600)
+    config = server_config(database, app_id, replica.path, drain_timeout_seconds=1)
+    server = Server(replica, config)
+    await server.start()
+    clients = [await server.connected(ALL_TASKS, group=str(n)) for n in range(3)]
+    stopping = asyncio.create_task(server.worker.stop())
+    await clients[0].wait_closed()
+    assert [client.failure is None for client in clients] == [False, True, True]
+    await clients[1].wait_closed()
+    assert clients[2].failure is None
+    await stopping
+    assert isinstance(clients[2].failure, ServerError)
+    server._accepting.cancel()
+    server._socket.close()
+
+
+async def test_application_that_hangs_does_not_keep_a_worker_from_ending(
+    database: str, app_id: str, replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PUSH_DRAIN_S", 0.05)
+    asked = asyncio.Event()
+
+    async def post(*_: Any, **__: Any) -> bytes:
+        asked.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    config = server_config(
+        database, app_id, replica.path, mutate={"url": "http://127.0.0.1:9/mutate"}
+    )
+    server = Server(replica, config)
+    await server.start()
+    monkeypatch.setattr(server.worker._api, "post", post)
+    client = await server.connected(ALL_TASKS)
+    mutation = {"type": "custom", "id": 1, "clientID": client.client_id, "name": "m", "args": [],
+                "timestamp": 1}  # fmt: skip
+    body = {"clientGroupID": "g", "mutations": [mutation], "pushVersion": 1, "timestamp": 1,
+            "requestID": "r"}  # fmt: skip
+    client.send("push", body)
+    await asked.wait()
+    async with asyncio.timeout(20):
+        await server.worker.stop()
     server._accepting.cancel()
     server._socket.close()
     assert server.fatal == []

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from zerocache.config import Config
-from zerocache.control import RUNTIME_DIR_VARIABLE, ChildControl
+from zerocache.control import RUNTIME_DIR_VARIABLE, ChildControl, HandOff
 
 
 class FakeChild:
@@ -24,6 +24,7 @@ class FakeChild:
         self.options = options
         self.name = options.role if options.index is None else f"{options.role}-{options.index}"
         self.stopping = asyncio.Event()
+        self.taken = 0
         self.answers: set[asyncio.Task[None]] = set()
 
     def note(self, event: str) -> None:
@@ -31,8 +32,8 @@ class FakeChild:
             events.write(f"{event} {self.name} {os.getpid()}\n")
 
     async def run(self) -> int:
-        control = ChildControl.from_environment()
-        control.start(on_socket=self.take)
+        control = self.control = ChildControl.from_environment()
+        control.start(on_socket=self.take, figures=lambda: {"taken": self.taken, "role": "fake"})
         Config.from_environment()
         assert os.stat(os.environ[RUNTIME_DIR_VARIABLE]).st_mode & 0o777 == 0o700
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self.stopping.set)
@@ -56,17 +57,24 @@ class FakeChild:
         self.note("stopped")
         return 0
 
-    def take(self, sock: socket.socket, peer: str) -> None:
-        task = asyncio.get_running_loop().create_task(self.answer(sock, peer))
+    def take(self, sock: socket.socket, hand_off: HandOff) -> None:
+        self.taken += 1
+        task = asyncio.get_running_loop().create_task(self.answer(sock, hand_off))
         self.answers.add(task)
         task.add_done_callback(self.answers.discard)
 
-    async def answer(self, sock: socket.socket, peer: str) -> None:
-        """Tell the client who got its request, and what of it arrived."""
+    async def answer(self, sock: socket.socket, hand_off: HandOff) -> None:
+        """Tell the client who got its request, and what of it arrived; keep the connection until
+        the client closes it, if it asked for that."""
         loop = asyncio.get_running_loop()
         with sock:
             request = (await loop.sock_recv(sock, 65_536)).decode().split("\r\n")[0]
-            await loop.sock_sendall(sock, f"{self.name}|{os.getpid()}|{request}|{peer}".encode())
+            words = (self.name, os.getpid(), request, hand_off.peer, hand_off.refusal)
+            await loop.sock_sendall(sock, "|".join(map(str, words)).encode())
+            if "keep" in request and not hand_off.refusal:
+                await loop.sock_recv(sock, 1)
+        if not hand_off.refusal:
+            self.control.released(hand_off.address)
 
 
 def main() -> int:

@@ -11,7 +11,7 @@ import pytest
 
 from tests.zerocache.nodes import FAKE_CHILD, node_config
 from zerocache.child_process import ChildProcess, describe_status
-from zerocache.control import RUNTIME_DIR_VARIABLE, ControlClosed, Fatal
+from zerocache.control import RUNTIME_DIR_VARIABLE, ControlClosed, Fatal, HandOff
 
 
 @asynccontextmanager
@@ -53,7 +53,7 @@ async def test_signals_to_an_ended_process_do_nothing(tmp_path: Path) -> None:
         process.terminate()
         process.kill()
         with pytest.raises(ControlClosed):
-            await process.control.send_socket(None, "p")  # type: ignore[arg-type]
+            await process.control.send_socket(None, HandOff("p"))  # type: ignore[arg-type]
 
 
 async def test_command_that_does_not_exist_raises(tmp_path: Path) -> None:

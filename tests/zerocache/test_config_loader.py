@@ -116,6 +116,8 @@ def example(option: Option) -> tuple[str, object]:
         ("litestream", "log_level"): ("error", "error"),
         ("log", "format"): ("json", "json"),
         ("num_sync_workers",): ("0", 0),
+        ("trusted_proxies",): ("10.0.0.0/8", ("10.0.0.0/8",)),
+        ("max_header_bytes",): ("2048", 2048),
     }
     if option.path in special:
         return special[option.path]

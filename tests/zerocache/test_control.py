@@ -13,6 +13,7 @@ from zerocache.control import (
     ChildControl,
     ControlClosed,
     Fatal,
+    HandOff,
     ParentControl,
     Progress,
     Ready,
@@ -67,16 +68,17 @@ async def test_long_messages_are_cut_to_a_packet(ends: Ends) -> None:
 
 async def test_socket_is_handed_over_open_and_unread(ends: Ends) -> None:
     parent, child = ends
-    received: asyncio.Future[tuple[socket.socket, str]] = asyncio.Future()
-    child.start(on_socket=lambda sock, peer: received.set_result((sock, peer)))
+    received: asyncio.Future[tuple[socket.socket, HandOff]] = asyncio.Future()
+    child.start(on_socket=lambda sock, hand_off: received.set_result((sock, hand_off)))
     client, server = socket.socketpair()
     with client, server:
         client.send(b"unread")
-        await parent.send_socket(server, "192.0.2.1:5")
+        sent = HandOff("192.0.2.1:5", "192.0.2.1", "full")
+        await parent.send_socket(server, sent)
         server.close()
-        sock, peer = await received
+        sock, hand_off = await received
         with sock:
-            assert peer == "192.0.2.1:5"
+            assert hand_off == sent
             assert sock.getblocking() is False
             assert sock.recv(100) == b"unread"
             sock.send(b"answer")
@@ -90,7 +92,7 @@ async def test_many_sockets_wait_for_a_slow_child(ends: Ends) -> None:
     received = 0
     all_received = asyncio.Event()
 
-    def on_socket(sock: socket.socket, peer: str) -> None:
+    def on_socket(sock: socket.socket, hand_off: HandOff) -> None:
         nonlocal received
         sock.close()
         received += 1
@@ -98,7 +100,9 @@ async def test_many_sockets_wait_for_a_slow_child(ends: Ends) -> None:
             all_received.set()
 
     with client, server:
-        sends = [asyncio.create_task(parent.send_socket(server, "p")) for _ in range(count)]
+        sends = [
+            asyncio.create_task(parent.send_socket(server, HandOff("p"))) for _ in range(count)
+        ]
         await asyncio.sleep(0)
         child.start(on_socket=on_socket)
         await asyncio.gather(*sends)
@@ -110,14 +114,14 @@ async def test_sending_to_a_child_that_is_gone_says_so(ends: Ends) -> None:
     child.close()
     client, server = socket.socketpair()
     with client, server, pytest.raises(ControlClosed):
-        await parent.send_socket(server, "p")
+        await parent.send_socket(server, HandOff("p"))
 
 
 async def test_sender_that_waits_is_told_when_the_channel_closes(ends: Ends) -> None:
     parent, _child = ends
     client, server = socket.socketpair()
     with client, server:
-        sends = [asyncio.create_task(parent.send_socket(server, "p")) for _ in range(1500)]
+        sends = [asyncio.create_task(parent.send_socket(server, HandOff("p"))) for _ in range(1500)]
         await asyncio.sleep(0)
         await parent.close()
         results = await asyncio.gather(*sends, return_exceptions=True)
@@ -131,7 +135,7 @@ async def test_sending_on_a_closed_channel_says_so(ends: Ends) -> None:
     await parent.close()
     client, server = socket.socketpair()
     with client, server, pytest.raises(ControlClosed):
-        await parent.send_socket(server, "p")
+        await parent.send_socket(server, HandOff("p"))
 
 
 async def test_unwanted_socket_is_closed(ends: Ends) -> None:
@@ -140,7 +144,7 @@ async def test_unwanted_socket_is_closed(ends: Ends) -> None:
     client, server = socket.socketpair()
     client.setblocking(False)
     with client:
-        await parent.send_socket(server, "p")
+        await parent.send_socket(server, HandOff("p"))
         server.close()
         # End-of-file proves that no descriptor of the other side is left.
         assert await asyncio.get_running_loop().sock_recv(client, 1) == b""

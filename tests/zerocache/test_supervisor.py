@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import select
 import signal
@@ -26,6 +27,7 @@ QUICK = NodePolicy(
     restarts=RestartPolicy(first_backoff_s=0.01, longest_backoff_s=0.05, start_attempts=3),
     starting_report_s=0.05,
     hand_off_wait_s=15,
+    drain_grace_s=0.1,
 )
 
 
@@ -236,6 +238,101 @@ async def test_node_without_sync_workers_answers_health_checks(events: Path, por
         assert is_open(port)
         assert [name for _, name, _ in events_in(events)] == ["replication"]
         assert "404" in (await ask(port, "a"))[0]
+
+
+# --- limits, figures, readiness ---
+
+
+async def http(port: int, path: str) -> tuple[str, str]:
+    """Status line and body of the answer."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(f"GET {path} HTTP/1.1\r\nHost: h\r\n\r\n".encode())
+    head, _, body = (await reader.read()).decode().partition("\r\n\r\n")
+    writer.close()
+    return head.partition("\r\n")[0], body
+
+
+async def workers_figures(port: int) -> dict[str, Any]:
+    _, body = await http(port, "/statz?group=workers&format=json")
+    figures: dict[str, Any] = json.loads(body)["workers"]
+    return figures
+
+
+class Kept:
+    """A connection that stays."""
+
+    def __init__(self, port: int, group: str) -> None:
+        self._port, self._group = port, group
+
+    async def open(self) -> list[str]:
+        self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
+        path = f"/sync/v51/connect?clientGroupID={self._group}&keep=1"
+        head = f"GET {path} HTTP/1.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n"
+        self._writer.write(head.encode())
+        return (await self._reader.read(1000)).decode().split("|")
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+async def test_connections_are_limited_over_all_workers_and_freed_when_they_end(
+    events: Path, port: int
+) -> None:
+    async with running(port, commands(events), max_connections=2):
+        kept = [Kept(port, group_of(worker)) for worker in (0, 1)]
+        answers = [await one.open() for one in kept]
+        assert [answer[4] for answer in answers] == ["", ""]
+        assert (await http(port, "/readyz"))[0] == "HTTP/1.1 503 Service Unavailable"
+        assert "serves its 2 connections" in (await ask(port, "c"))[4]
+        figures = await workers_figures(port)
+        assert figures["total"]["connectionsCounted"] == 2
+        assert figures["total"]["connectionsRefused"] == 1
+        kept[0].close()
+        while (await ask(port, "c"))[4]:
+            pass
+        # A worker that is killed takes its connections along.
+        os.kill(int(answers[1][1]), signal.SIGKILL)
+        while (await workers_figures(port))["total"]["connectionsCounted"]:
+            pass
+
+
+async def test_connections_of_one_address_are_limited_behind_a_trusted_proxy_too(
+    events: Path, port: int
+) -> None:
+    async with running(port, commands(events), max_connections_per_ip=1, trusted_proxies="::1/128"):
+        kept = Kept(port, "a")
+        assert (await kept.open())[4] == ""
+        assert "from your address" in (await ask(port, "b"))[4]
+        kept.close()
+
+
+async def test_statz_shows_each_worker_and_their_sums(events: Path, port: int) -> None:
+    async with running(port, commands(events)):
+        for group in "abcdefgh":
+            await ask(port, group)
+        figures = await workers_figures(port)
+        assert figures["total"]["taken"] == 8
+        each = [figures[f"sync-worker-{index}"] for index in (0, 1)]
+        assert sum(one["taken"] for one in each) == 8
+        assert all(one["taken"] > 0 and one["role"] == "fake" for one in each)
+        assert {one["pid"] for one in each} == {
+            pid for _, name, pid in events_in(events) if name.startswith("worker")
+        }
+
+
+async def test_draining_node_is_alive_but_not_ready(events: Path, port: int, lines: Lines) -> None:
+    node_commands = commands(events, worker=("--behaviour", "stubborn"))
+    async with running(port, node_commands, workers=1) as node:
+        assert (await http(port, "/readyz"))[0] == "HTTP/1.1 200 OK"
+        os.kill(os.getpid(), signal.SIGTERM)
+        await lines.until(lambda line: line["event"] == "node_draining")
+        assert await http(port, "/readyz") == ("HTTP/1.1 503 Service Unavailable", "draining")
+        for path in ("/livez", "/keepalive"):
+            assert (await http(port, path))[0] == "HTTP/1.1 200 OK"
+        # Whoever comes all the same reaches a worker, which sends it elsewhere.
+        assert (await ask(port, "a"))[0] == "worker-0"
+        os.kill(os.getpid(), signal.SIGQUIT)
+        assert await node == 14
 
 
 # --- end ---

@@ -49,6 +49,7 @@ from view_syncer.cvr.store import (
     UnitWrite,
 )
 from zerocache.errors import ClientFacingError
+from zerocache.failpoints import Place, reach
 from zerocache.protocol.versions import ViewVersion, Watermark
 
 _Connection = AsyncConnection[TupleRow]
@@ -123,6 +124,7 @@ class PostgresStore:
         if not await self._saves.run(save_of(record, change, expected)):
             raise ConcurrentModification.of(record.group_id, expected)
         record.exists = True
+        reach(Place.FLUSHED)
 
     async def touch(self, group_id: str, ttl_clock_ms: float) -> None:
         await self._touches.run((group_id, ttl_clock_ms))
@@ -147,6 +149,7 @@ class PostgresStore:
         async with self._connection() as db:
             cursor = await db.execute(self._save_sql, {**values, "now": self._clock()})
             saved = {row[0] for row in await cursor.fetchall()}
+            reach(Place.MID_FLUSH)
         return [_group_of(save) in saved for save in saves]
 
     async def _touch_batch(self, touches: Sequence[tuple[str, float]]) -> list[None]:

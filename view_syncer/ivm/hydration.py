@@ -20,6 +20,7 @@ from view_syncer.ivm.pipeline import Pipeline
 from view_syncer.ivm.plan import Plan
 from view_syncer.ivm.snapshot import ReaderPool, SnapshotReader
 from zerocache.errors import QueryError
+from zerocache.failpoints import Place, reach
 from zerocache.protocol.versions import Watermark
 from zerocache.replica.schema import ReplicaSchema
 from zerocache.zql.shape import Instance
@@ -90,6 +91,7 @@ def hydrate(
         pipeline = Pipeline(request.plan, request.instance, max_rows=limits.max_rows)
         with watch:
             pipeline.hydrate(reader.db)
+            reach(Place.MID_HYDRATION)
             encoder = Encoder(request.client, request.schema)
             encoded = EncodedRows(reader.version, encoder.puts_by_row(reader.db, pipeline.rows()))
         reader.db.set_progress_handler(None)

@@ -8,6 +8,9 @@ if the URL could not be parsed.
 
 from __future__ import annotations
 
+import contextlib
+import os
+import socket
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -31,6 +34,8 @@ _KEEPALIVES = {
     "keepalives_idle": "30",
     "keepalives_interval": "10",
     "keepalives_count": "3",
+    # Keepalives say nothing while something we sent is unacknowledged.
+    "tcp_user_timeout": "60000",
 }
 SESSION_SETTINGS: Mapping[str, str] = MappingProxyType(
     {
@@ -154,6 +159,19 @@ def _settings_query(settings: Mapping[str, str]) -> sql.Composed:
         for name, value in settings.items()
     ]
     return sql.SQL("SELECT ") + sql.SQL(", ").join(calls)
+
+
+def abort(connection: psycopg.Connection[Any]) -> None:
+    """Shut the socket down, from any thread: whoever waits for the server gets an error at once.
+
+    The connection still has to be closed by its owner.
+    """
+    try:
+        descriptor = os.dup(connection.pgconn.socket)
+    except (psycopg.OperationalError, OSError):
+        return  # it is closed already
+    with socket.socket(fileno=descriptor) as shared, contextlib.suppress(OSError):
+        shared.shutdown(socket.SHUT_RDWR)
 
 
 def error_code(error: psycopg.Error) -> str:

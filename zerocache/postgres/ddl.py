@@ -1,17 +1,19 @@
 """Installs what announces changes of the published schema on the change stream.
 
 Owns the functions and event triggers of a shard (``ddl_functions.sql``, ``ddl_triggers.sql``) and
-their upgrades. Event triggers are a superuser's privilege: without it everything here is undone
-and the shard works in degraded mode, in which changes of the schema are only noticed, by looking,
-and cost a new initial sync. Triggers that exist are never left outdated: their messages would not
-mean what this program takes them for.
+their upgrades. Event triggers are a superuser's privilege: without it there are only the functions
+and the shard works in degraded mode, in which a change arrives live if whoever makes it calls
+``update_schemas()`` in the same transaction, and costs a new initial sync otherwise. Triggers that
+exist are never left outdated: their messages would not mean what this program takes them for.
 """
 
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import psycopg
 import structlog
 from psycopg import sql
@@ -20,33 +22,64 @@ from zerocache.errors import UpstreamSetupError
 from zerocache.postgres.connection import MISSING_PRIVILEGE
 from zerocache.postgres.introspection import FIRST_WITH_GENERATED_COLUMNS, load_sql
 from zerocache.postgres.shard import ShardNames
+from zerocache.replica.published import PublishedSchema
 
 # Known to every shard of every app: DDL is serialised per database.
 DDL_LOCK = 0x3C6B8468F1BAC0B0
 _START_TAGS = (
     "CREATE TABLE", "CREATE TABLE AS", "SELECT INTO", "ALTER TABLE", "DROP TABLE", "CREATE INDEX",
-    "ALTER INDEX", "DROP INDEX", "CREATE PUBLICATION",
-    "ALTER PUBLICATION", "DROP PUBLICATION", "ALTER SCHEMA",
-    "DROP SCHEMA", "DROP OWNED", "ALTER TYPE", "DROP TYPE", "ALTER DOMAIN", "DROP DOMAIN",
-    "DROP EXTENSION",
+    "ALTER INDEX", "DROP INDEX", "CREATE PUBLICATION", "ALTER PUBLICATION", "DROP PUBLICATION",
+    "CREATE SCHEMA", "ALTER SCHEMA", "DROP SCHEMA", "DROP OWNED", "ALTER TYPE", "DROP TYPE",
+    "ALTER DOMAIN", "DROP DOMAIN", "CREATE EXTENSION", "ALTER EXTENSION", "DROP EXTENSION",
+    # With CASCADE they drop columns, too.
+    "DROP FUNCTION", "DROP ROUTINE", "DROP COLLATION",
 )  # fmt: skip
 _END_TAGS = (*_START_TAGS, "COMMENT")
 
 log = structlog.get_logger(__name__)
 
 
-def ensure_ddl_detection(connection: psycopg.Connection[Any], shard: ShardNames) -> bool:
-    """Install or upgrade the triggers inside the open transaction; False in degraded mode."""
+@dataclass(frozen=True, slots=True)
+class Detection:
+    """``by_triggers`` is false in degraded mode. ``announced``: the schema announced last before
+    this set-up, None if none ever was; whatever else changed went unnoticed until now."""
+
+    by_triggers: bool
+    announced: PublishedSchema | None
+
+
+def ensure_ddl_detection(connection: psycopg.Connection[Any], shard: ShardNames) -> Detection:
+    """Install or upgrade functions and triggers inside the open transaction."""
     functions = _functions(connection, shard)
     version = hashlib.md5(functions.encode(), usedforsecurity=False).hexdigest()
     before = _installed(connection, shard)
-    if before != version and not _install(connection, shard, functions, version, before):
-        return False
+    by_triggers = before == version or _install(connection, shard, functions, version, before)
+    announced = announced_schema(connection, shard)
     # What happened while nobody watched is announced now; replicas that exist find out from it.
-    connection.execute(
-        sql.SQL("SELECT {}.update_schemas()").format(sql.Identifier(shard.shard_schema))
-    )
-    return True
+    announce_unnoticed(connection, shard)
+    return Detection(by_triggers, announced)
+
+
+def announced_schema(
+    connection: psycopg.Connection[Any], shard: ShardNames
+) -> PublishedSchema | None:
+    """The published schema that was announced last."""
+    row = connection.execute(
+        sql.SQL('SELECT current::text FROM {}."publishedSchema"').format(
+            sql.Identifier(shard.shard_schema)
+        )
+    ).fetchone()
+    return None if row is None else msgspec.json.decode(row[0], type=PublishedSchema)
+
+
+def is_announced(connection: psycopg.Connection[Any], shard: ShardNames) -> bool:
+    """Whether the published schema of this moment was announced."""
+    row = connection.execute(
+        sql.SQL(
+            'SELECT current::text = {0}.schema_specs()::text FROM {0}."publishedSchema"'
+        ).format(sql.Identifier(shard.shard_schema))
+    ).fetchone()
+    return row is not None and bool(row[0])
 
 
 def announce_unnoticed(connection: psycopg.Connection[Any], shard: ShardNames) -> None:
@@ -92,8 +125,10 @@ def _install(
         log.warning(
             "ddl_detection_unavailable",
             reason=error.diag.message_primary,
-            consequence="every change of the published schema costs a new initial sync",
+            consequence="a change of the published schema costs a new initial sync, unless "
+            f"SELECT {shard.shard_schema}.update_schemas() follows it in the same transaction",
         )
+        connection.execute(functions.replace(_NO_VERSION, version))
         return False
     log.info("ddl_detection_installed", shard=shard.shard_schema, upgraded=before is not None)
     return True
@@ -118,6 +153,7 @@ def _functions(connection: psycopg.Connection[Any], shard: ShardNames) -> str:
         shard=sql.Identifier(shard.shard_schema),
         prefix=sql.Literal(shard.ddl_prefix),
         rewritten=sql.Literal(f"zerocache.r_{shard.shard_schema}"),
+        commands=sql.Literal(f"zerocache.c_{shard.shard_schema}"),
         version=sql.Literal(_NO_VERSION),
         lock=sql.Literal(DDL_LOCK),
         **queries,

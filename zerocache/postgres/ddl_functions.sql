@@ -2,7 +2,7 @@
 -- changes it. They run with the rights of their owner, because anybody's DDL calls them, and under
 -- the settings that shape the text of values on the stream. Needs no special privilege.
 -- Placeholders in braces are filled in by ddl.py: the shard's schema, the prefix of its messages,
--- a transaction-local setting (oids of rewritten tables), the queries of tables.sql and indexes.sql,
+-- transaction-local settings (oids of rewritten tables, tags of commands under way), the queries of tables.sql and indexes.sql,
 -- and the fingerprint of all this, kept as a comment that set-up compares.
 
 -- What is published at this moment.
@@ -76,28 +76,43 @@ SET search_path = pg_catalog, pg_temp AS $zc_body$
 $zc_body$;
 
 -- What changed unnoticed before this command is announced before it: it is not the command's doing.
+-- Inside another command (an event trigger of somebody else's reacts to it) it is that one's.
 CREATE OR REPLACE FUNCTION {shard}.on_ddl_start() RETURNS event_trigger
 LANGUAGE plpgsql AS $zc_body$
+DECLARE
+    tags text[] := string_to_array(coalesce(current_setting({commands}, true), ''), '|');
 BEGIN
     -- Temporary tables are everyday tools of long transactions, and never published.
-    IF tg_tag IN ('CREATE TABLE', 'CREATE TABLE AS', 'SELECT INTO')
-       AND current_query() ~* '\mtemp(orary)?\M' THEN
-        RETURN;
+    IF tg_tag NOT IN ('CREATE TABLE', 'CREATE TABLE AS', 'SELECT INTO')
+       OR current_query() !~* '\mtemp(orary)?\M' THEN
+        PERFORM {shard}.update_schemas('ddlStart', coalesce(tags[cardinality(tags)], 'UNKNOWN'));
     END IF;
-    PERFORM {shard}.update_schemas('ddlStart', 'UNKNOWN');
+    PERFORM set_config({commands}, array_to_string(tags || tg_tag, '|'), true);
 END
 $zc_body$;
 
 CREATE OR REPLACE FUNCTION {shard}.on_ddl_end() RETURNS event_trigger
 LANGUAGE plpgsql AS $zc_body$
+DECLARE
+    tags text[] := string_to_array(coalesce(current_setting({commands}, true), ''), '|');
 BEGIN
+    IF tg_tag = 'COMMENT' THEN
+        -- The other manual hook: it says that something happened before, not what.
+        IF EXISTS (SELECT FROM pg_event_trigger_ddl_commands() c
+                   WHERE c.object_type = 'publication') THEN
+            PERFORM {shard}.update_schemas('schemaSnapshot', 'UNKNOWN');
+        END IF;
+        RETURN;
+    END IF;
+    -- Commands that commit in between have forgotten that they began.
+    PERFORM set_config({commands}, array_to_string(trim_array(
+        tags, (cardinality(tags) > 0)::int), '|'), true);
     IF EXISTS (SELECT FROM pg_event_trigger_ddl_commands())
        AND NOT EXISTS (SELECT FROM pg_event_trigger_ddl_commands() c
                        WHERE c.schema_name IS DISTINCT FROM 'pg_temp') THEN
         RETURN;
     END IF;
-    PERFORM {shard}.update_schemas(
-        CASE WHEN tg_tag = 'COMMENT' THEN 'schemaSnapshot' ELSE 'ddlUpdate' END, tg_tag);
+    PERFORM {shard}.update_schemas('ddlUpdate', tg_tag);
 END
 $zc_body$;
 

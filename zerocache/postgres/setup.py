@@ -36,13 +36,15 @@ class Upstream:
     """A database that is ready.
 
     ``must_resync``: replicas made before cannot follow any more. ``ddl_detection``: the change
-    stream announces changes of the published schema; without it they have to be looked for.
+    stream announces changes of the published schema by itself; without it they have to be looked
+    for. ``announced``: the schema that was announced last, if any was, before it was set up now.
     """
 
     publications: tuple[str, ...]
     schema: PublishedSchema
     must_resync: bool
     ddl_detection: bool
+    announced: PublishedSchema | None
 
 
 def set_up_upstream(url: str, shard: ShardNames) -> Upstream:
@@ -68,14 +70,16 @@ def _set_up(connection: psycopg.Connection[Any], shard: ShardNames) -> Upstream:
     list_changed = _store_publication_list(connection, shard)
     schema = read_published_schema(connection, shard.all_publications)
     check_schema(schema, shard)
-    ddl_detection = ensure_ddl_detection(connection, shard)
-    _store_ddl_detection(connection, shard, ddl_detection)
+    detection = ensure_ddl_detection(connection, shard)
+    _store_ddl_detection(connection, shard, detection.by_triggers)
     if set_identities(connection, schema):
         schema = read_published_schema(connection, shard.all_publications)
     must_resync = publications_changed or list_changed
     if must_resync:
         _forget_replicas(connection, shard)
-    return Upstream(shard.all_publications, schema, must_resync, ddl_detection)
+    return Upstream(
+        shard.all_publications, schema, must_resync, detection.by_triggers, detection.announced
+    )
 
 
 def _create_objects(connection: psycopg.Connection[Any], shard: ShardNames) -> None:

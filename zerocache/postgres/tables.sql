@@ -100,6 +100,7 @@ SELECT jsonb_build_object(
     'primary_key', CASE WHEN k.published THEN k.key ELSE '[]' END,
     'publications', p.publications,
     'storage', r.relfilenode::int8,
+    'attributes', r.relnatts,
     'partitions', coalesce(f.partitions, '[]'),
     'publication_state', coalesce(s.state, '')
 )::text

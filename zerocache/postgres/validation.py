@@ -13,14 +13,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import psycopg
-import structlog
 
 from zerocache.errors import UpstreamSetupError
 from zerocache.postgres.shard import ShardNames
-from zerocache.replica.layout import check_names, facts_of, synced_keys
+from zerocache.replica.layout import check_names
 from zerocache.replica.published import PublishedSchema, PublishedTable
 from zerocache.replica.schema import VERSION_COLUMN
-from zerocache.replica.types import client_type, stored_type_name
 
 WAL_LEVEL = "ZC111"
 SERVER_VERSION = "ZC112"
@@ -33,8 +31,6 @@ NO_IDENTITY = "ZC119"
 _OLDEST_SERVER = 150_000
 _TABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*", re.ASCII)
 _COLUMN_NAME = re.compile(r"[A-Za-z_][.A-Za-z0-9_-]*", re.ASCII)
-
-log = structlog.get_logger(__name__)
 
 
 def check_server(connection: psycopg.Connection[Any]) -> None:
@@ -106,7 +102,7 @@ def _check_column_lists(connection: psycopg.Connection[Any], publications: Seque
 
 
 def check_schema(schema: PublishedSchema, shard: ShardNames) -> None:
-    """The published tables fit into a replica; warns about what will be hidden from clients."""
+    """The published tables fit into a replica."""
     user_tables = [
         table
         for table in schema.tables
@@ -121,7 +117,6 @@ def check_schema(schema: PublishedSchema, shard: ShardNames) -> None:
         )
     check_names(schema)
     _check_identities(user_tables)
-    _warn_about_hidden(schema)
 
 
 def _name_problems(table: PublishedTable) -> Iterable[str]:
@@ -151,26 +146,6 @@ def _check_identities(tables: Sequence[PublishedTable]) -> None:
             "REPLICA IDENTITY DEFAULT, or take them out of the publication",
             code=NO_IDENTITY,
         )
-
-
-def _warn_about_hidden(schema: PublishedSchema) -> None:
-    for facts in facts_of(schema):
-        table = facts.table
-        for column in table.columns:
-            name = stored_type_name(column)
-            if client_type(name, column.is_enum, column.is_array) is None:
-                log.warning(
-                    "column_hidden_from_clients",
-                    table=table.wire_name,
-                    column=column.name,
-                    upstream_type=column.type_name,
-                )
-        if not synced_keys(facts):
-            log.warning(
-                "table_hidden_from_clients",
-                table=table.wire_name,
-                reason="it has no primary key or unique index over NOT NULL columns",
-            )
 
 
 def _s(things: Sequence[object]) -> str:

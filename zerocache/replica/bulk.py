@@ -15,6 +15,7 @@ from types import TracebackType
 
 import apsw
 
+from zerocache.replica import damage
 from zerocache.replica.index_build import build_index
 from zerocache.replica.layout import (
     ReplicaConfig,
@@ -31,7 +32,7 @@ from zerocache.replica.types import SQLiteValue
 from zerocache.replica.wal import sync_file
 
 _SUFFIX = ".initial-sync"
-_SIDE_FILES = ("-wal", "-shm", "-journal")
+_SIDE_FILES = ("-wal", "-shm", "-journal", damage.SUFFIX)
 _PRAGMAS = (
     # Not "off": a failed CREATE UNIQUE INDEX has to be undone. Pages added by the transaction,
     # which are nearly all, are never journalled.

@@ -29,7 +29,8 @@ from zerocache.replica.schema import VERSION_COLUMN
 from zerocache.replica.sql import placeholders, quote, quote_all
 from zerocache.replica.types import client_type, stored_type_name
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Rises with every change of the internal tables; migrations.py leads there from older ones."""
 # SQLite's name for the identity of a row; a column may take the shorter ones (rowid, oid) away.
 _ROW_NUMBER = "_rowid_"
 REPLICATION_CONFIG = quote("_zero.replicationConfig")
@@ -37,7 +38,12 @@ REPLICATION_STATE = quote("_zero.replicationState")
 CHANGE_LOG = quote("_zero.changeLog")
 COLUMN_METADATA = quote("_zero.column_metadata")
 TABLE_METADATA = quote("_zero.tableMetadata")
+LAST_WRITER = quote("_zero.lastWriter")
 
+CREATE_LAST_WRITER = (
+    f"CREATE TABLE {LAST_WRITER} (lock INTEGER PRIMARY KEY CHECK (lock = 1), "
+    "boot TEXT NOT NULL, ended INTEGER NOT NULL)"
+)
 _INTERNAL_TABLES = (
     f"CREATE TABLE {REPLICATION_CONFIG} (lock INTEGER PRIMARY KEY CHECK (lock = 1), "
     "replicaVersion TEXT NOT NULL, publications TEXT NOT NULL, appId TEXT NOT NULL, "
@@ -54,6 +60,7 @@ _INTERNAL_TABLES = (
     f"CREATE TABLE {TABLE_METADATA} (table_name TEXT PRIMARY KEY, schema TEXT NOT NULL, "
     "name TEXT NOT NULL, keys TEXT NOT NULL, minRowVersion TEXT NOT NULL DEFAULT '00', "
     "upstreamMetadata TEXT NOT NULL)",
+    CREATE_LAST_WRITER,
 )
 
 

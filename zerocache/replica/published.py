@@ -101,6 +101,7 @@ class PublishedTable(msgspec.Struct, frozen=True, kw_only=True):
     The rest tells what the shape does not: ``storage`` names the file the rows are in (0 for a
     partitioned table), and ``publication_state`` changes whenever one of the publications, or the
     table's place in it, is made anew or altered. It is empty in replicas of older versions.
+    ``attributes``: the highest ``attnum`` ever given out, also to columns that are not published.
     """
 
     schema: str
@@ -113,6 +114,7 @@ class PublishedTable(msgspec.Struct, frozen=True, kw_only=True):
     storage: int = 0
     partitions: tuple[PublishedPartition, ...] = ()
     publication_state: str = ""
+    attributes: int = 0
 
     @property
     def wire_name(self) -> str:

@@ -11,6 +11,7 @@ can see of a table changed its shape, and then ``minRowVersion`` rises too. An e
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 import apsw
 
@@ -28,7 +29,6 @@ from zerocache.replica.layout import (
 from zerocache.replica.pending import Pending, forget_pending, load_pending, save_pending
 from zerocache.replica.published import PublishedIndex, wire_name
 from zerocache.replica.reader import load_schema
-from zerocache.replica.schema import ReplicaTable
 from zerocache.replica.schema_change import (
     AddColumn,
     AlterTable,
@@ -42,12 +42,14 @@ from zerocache.replica.schema_change import (
 from zerocache.replica.sql import literal, quote
 from zerocache.replica.types import SQLiteValue
 
+Shape: TypeAlias = tuple[object, ...]
+
 
 def apply_changes(
     connection: apsw.Connection, log: ChangeLog, changes: Sequence[Change]
 ) -> frozenset[int]:
     """Carry out ``changes``; the oids of the tables concerned."""
-    before = load_schema(connection)
+    before = shapes(connection)
     drops = [change for change in changes if isinstance(change, DropTable)]
     alterations = [change for change in changes if isinstance(change, AlterTable)]
     creations = [change for change in changes if isinstance(change, CreateTable)]
@@ -68,19 +70,33 @@ def apply_changes(
     return frozenset(oids | {facts.table.oid for facts in changed})
 
 
-def announce(
-    connection: apsw.Connection, log: ChangeLog, before: Mapping[str, ReplicaTable]
-) -> None:
-    """Log ``r`` for every table that readers see differently than ``before``."""
-    now = load_schema(connection)
+def announce(connection: apsw.Connection, log: ChangeLog, before: Mapping[str, Shape]) -> None:
+    """Log ``r`` for every table that readers see differently than ``before`` (:func:`shapes`)."""
+    now = shapes(connection)
     for name in sorted(before.keys() | now.keys()):
-        if _shape(before.get(name)) != _shape(now.get(name)):
+        if before.get(name) != now.get(name):
             connection.execute(
                 f"UPDATE {TABLE_METADATA} SET minRowVersion = ? "  # noqa: S608 - a constant
                 "WHERE table_name = ?",
                 (log.open_version(), name),
             )
             log.record(name, 0, "r")
+
+
+def shapes(connection: apsw.Connection) -> dict[str, Shape]:
+    """What readers see of each table, except for its version, and whose name each name is: two
+    tables (or columns) that swap theirs look the same otherwise."""
+    facts = load_tables(connection)
+    return {
+        name: (
+            facts[name].table.oid,
+            [(c.name, c.position) for c in facts[name].table.columns if c.name in table.columns],
+            tuple(table.columns.items()),
+            table.keys,
+            set(table.indexes),
+        )
+        for name, table in load_schema(connection).items()
+    }
 
 
 def build_indexes(connection: apsw.Connection, tables: Sequence[TableFacts]) -> None:
@@ -91,13 +107,6 @@ def build_indexes(connection: apsw.Connection, tables: Sequence[TableFacts]) -> 
         _, missing = index_changes(_present(connection, facts.table.wire_name), wanted)
         for shape in missing:
             build_index(connection, wanted[shape])
-
-
-def _shape(table: ReplicaTable | None) -> object:
-    """What readers see of a table, except for the version the change itself gives it."""
-    if table is None:
-        return None
-    return (tuple(table.columns.items()), table.keys, set(table.indexes))
 
 
 def _drop_table(connection: apsw.Connection, facts: TableFacts) -> None:

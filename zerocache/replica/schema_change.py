@@ -10,6 +10,12 @@ What existing rows hold afterwards is known only in these cases, all others need
   there was no default; both only for ALTER TABLE, other commands publish columns that had values;
 * a retyped column keeps its values if both types are stored alike and the command had no USING.
 
+Of what happened before an announcement that names no command (UNKNOWN: triggers were disabled, or
+there are none) less is taken for granted: what may have changed rows in between does count as that.
+
+A column that waits for its backfill is hidden, unless what it has now is a value of its new type,
+too: clients go on with that, and see each row change, as they would have before.
+
 Values are stored decoded and columns have no declared type, so a retype that stores them
 differently is never left to SQLite's coercions.
 """
@@ -24,23 +30,30 @@ from typing import TypeAlias
 import msgspec
 
 from zerocache.replica.layout import TableFacts, facts_of, identity_key
-from zerocache.replica.published import PublishedColumn, PublishedSchema
+from zerocache.replica.published import PublishedColumn, PublishedSchema, PublishedTable
 from zerocache.replica.types import SQLiteValue, column_decoder
 
 _CREATING = ("CREATE TABLE", "CREATE TABLE AS", "SELECT INTO")
 # One command and nothing else; a function or a second command might use USING unseen.
 _PLAIN_ALTER = re.compile(r"\s*ALTER\s+TABLE\s[^;]*;?\s*", re.IGNORECASE)
-_USING = re.compile(r"\busing\b", re.IGNORECASE)
+# ALTER TYPE … USING, SET EXPRESSION of a generated column
+_USING = re.compile(r"\b(using|expression)\b", re.IGNORECASE)
 _LONGEST_QUERY = 10_000
 # Stored alike in this direction, and among each other, when there is no USING.
 _TEXTS = ("text", "varchar")
 _WIDENING = {"int2": 0, "int4": 1, "int8": 2, "numeric": 3}
+# A value of one type is one of the others, to a client.
+_ALIKE_TO_CLIENTS = (
+    frozenset(("text", "varchar", "bpchar")),
+    frozenset(("int2", "int4", "int8", "numeric", "float4", "float8")),
+)
+UNKNOWN = "UNKNOWN"
 
 
 class EventInfo(msgspec.Struct, frozen=True):
     """``tag`` is that of the command, or UNKNOWN for what happened before it."""
 
-    tag: str = "UNKNOWN"
+    tag: str = UNKNOWN
 
 
 class EventContext(msgspec.Struct, frozen=True):
@@ -55,6 +68,10 @@ class SchemaEvent(msgspec.Struct, frozen=True, kw_only=True):
     context: EventContext = EventContext()
     missing: dict[str, str | None] = {}
     rewritten: tuple[int, ...] = ()
+
+    @property
+    def is_unknown(self) -> bool:
+        return self.event.tag == UNKNOWN
 
     @property
     def may_use_using(self) -> bool:
@@ -90,8 +107,8 @@ class AddColumn:
 class AlterTable:
     """All that happens to one kept table, in the order of the fields.
 
-    ``stale``: positions of kept columns whose values have to be read again. ``refresh``: any row
-    may differ from what the replica has, or be gone, or be new.
+    ``stale``: positions of kept columns whose values are none of their type until they are read
+    again. ``refresh``: any row may differ from what the replica has, or be gone, or be new.
     """
 
     old: TableFacts
@@ -145,18 +162,37 @@ def _alteration(old: TableFacts, new: TableFacts, event: SchemaEvent) -> AlterTa
     before = {column.position: column for column in old.table.columns}
     now = {column.position: column for column in new.table.columns}
     kept = [(before[at], now[at]) for at in sorted(before.keys() & now.keys())]
-    rewritten = new.table.oid in event.rewritten
+    rewritten = new.table.oid in event.rewritten or (
+        event.is_unknown and _looks_rewritten(old.table, new.table)
+    )
     any_value = rewritten and event.may_use_using
+    stale = [(a, b) for a, b in kept if _is_stale(a, b, rewritten, any_value)]
+    hidden = tuple(b.position for a, b in stale if not _stays_visible(a, b))
     return AlterTable(
         old,
         new,
         dropped=tuple(before[at].name for at in sorted(before.keys() - now.keys())),
         renamed=tuple((a.name, b.name) for a, b in kept if a.name != b.name),
         added=tuple(
-            _addition(new.table.oid, now[at], event) for at in sorted(now.keys() - before.keys())
+            _addition(old.table, now[at], event) for at in sorted(now.keys() - before.keys())
         ),
-        stale=tuple(b.position for a, b in kept if _is_stale(a, b, rewritten, any_value)),
-        refresh=any_value or _rows_differ(old, new, event),
+        stale=hidden,
+        refresh=any_value or len(hidden) < len(stale) or _rows_differ(old, new, event),
+    )
+
+
+def _looks_rewritten(old: PublishedTable, new: PublishedTable) -> bool:
+    """VACUUM FULL and TRUNCATE write other files, SET DEFAULT writes the column's entry; only
+    ALTER COLUMN … TYPE does both."""
+    if not old.publication_state:
+        return False  # facts stored by older versions do not say
+    known = {partition.oid: partition.storage for partition in old.partitions}
+    moved = old.storage != new.storage or any(
+        known.get(part.oid, part.storage) != part.storage for part in new.partitions
+    )
+    written = {column.position: column.written for column in old.columns}
+    return moved and any(
+        written.get(column.position, column.written) != column.written for column in new.columns
     )
 
 
@@ -167,11 +203,13 @@ def _key_is_unknown(change: AlterTable) -> bool:
     return any(c.position in hidden for c in change.new.table.columns if c.name in key)
 
 
-def _addition(oid: int, column: PublishedColumn, event: SchemaEvent) -> AddColumn:
+def _addition(table: PublishedTable, column: PublishedColumn, event: SchemaEvent) -> AddColumn:
     unknown = AddColumn(column, backfill=True)
-    if event.event.tag != "ALTER TABLE" or column.generated:
+    # DROP EXPRESSION makes a generated column an ordinary one, which is published from then on.
+    existed = column.position <= table.attributes
+    if event.event.tag != "ALTER TABLE" or column.generated or existed:
         return unknown
-    missing = event.missing.get(f"{oid}.{column.position}")
+    missing = event.missing.get(f"{table.oid}.{column.position}")
     if missing is None:
         has_default = column.default is not None or column.type_kind == "d"
         return unknown if has_default else AddColumn(column)
@@ -200,6 +238,13 @@ def _is_stale(
     return not _stored_alike(before, now)
 
 
+def _stays_visible(before: PublishedColumn, now: PublishedColumn) -> bool:
+    if before.type_oid == now.type_oid:
+        return True
+    names = {before.type_name, now.type_name}
+    return any(names <= alike for alike in _ALIKE_TO_CLIENTS)
+
+
 def _type(column: PublishedColumn) -> tuple[object, ...]:
     return (
         column.type_name,
@@ -226,11 +271,7 @@ def _rows_differ(old: TableFacts, new: TableFacts, event: SchemaEvent) -> bool:
     """Whether rows came or went without being streamed."""
     if old.table.row_filter != new.table.row_filter:
         return True
-    if event.event.tag == "UNKNOWN" and old.table.publication_state not in (
-        "",
-        new.table.publication_state,
-    ):
-        # Nobody saw what was published meanwhile.
+    if event.is_unknown and _passed_unseen(old, new):
         return True
     known = {partition.oid for partition in old.table.partitions}
     present = {partition.oid for partition in new.table.partitions}
@@ -238,6 +279,14 @@ def _rows_differ(old: TableFacts, new: TableFacts, event: SchemaEvent) -> bool:
     return not known <= present or any(
         part.oid not in known and not part.born_attached for part in new.table.partitions
     )
+
+
+def _passed_unseen(old: TableFacts, new: TableFacts) -> bool:
+    """Whether rows may have come that were not published, or that the replica had to displace."""
+    if old.table.publication_state not in ("", new.table.publication_state):
+        return True
+    unique_before = {index.column_names for index in old.indexes if index.enforced}
+    return not unique_before <= {index.column_names for index in new.indexes if index.enforced}
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from zerocache.protocol.versions import Watermark, lexi_decode, lexi_encode
 from zerocache.replica import auto_index
 from zerocache.replica.auto_index import AutoIndex, IndexWish
 from zerocache.replica.change_log import ChangeLog
+from zerocache.replica.last_writer import note_writer
 from zerocache.replica.layout import (
     FORMAT_VERSION,
     REPLICATION_STATE,
@@ -35,10 +36,10 @@ from zerocache.replica.layout import (
 )
 from zerocache.replica.pending import Pending, forget_pending, load_pending
 from zerocache.replica.planner_statistics import assume_growth
-from zerocache.replica.reader import ReplicaState, load_schema, read_state
+from zerocache.replica.reader import ReplicaState, read_state
 from zerocache.replica.refresh import TableRefresh
 from zerocache.replica.relation import RelationWriter
-from zerocache.replica.schema_apply import announce, apply_changes, build_indexes
+from zerocache.replica.schema_apply import announce, apply_changes, build_indexes, shapes
 from zerocache.replica.schema_change import Change
 from zerocache.replica.sql import quote
 from zerocache.replica.types import UNCHANGED, SQLiteValue, StoredRow
@@ -48,6 +49,7 @@ DEFAULT_LOG_ENTRIES = 200_000
 DEFAULT_WAL_LIMIT_BYTES = 16 * 1024 * 1024
 _BUSY_TIMEOUT_MS = 30_000
 _TRUNCATE_WAIT_MS = 4
+_END_BUSY_MS = 1_000
 _STATEMENT_CACHE = 2_000
 _PROGRESS_STEPS = 100_000
 _PRAGMAS = (
@@ -100,7 +102,7 @@ class ReplicaWriter:
         self.generation = 0
         # Watermark of the newest ended transaction that is not committed yet.
         self._ended: str | None = None
-        self._touch()
+        self._note_begin()
         self._wal = WalFile(self._connection, self._path, limit_bytes=wal_limit_bytes)
 
     @property
@@ -176,7 +178,7 @@ class ReplicaWriter:
         """The table of the running refresh is complete: show all of it; in a transaction."""
         refresh = self._refresh
         assert refresh is not None
-        before = load_schema(self._connection)
+        before = shapes(self._connection)
         self._schema_changed = True
         forget_pending(self._connection, refresh.facts.table.oid)
         build_indexes(self._connection, [refresh.facts])
@@ -320,6 +322,7 @@ class ReplicaWriter:
     def close(self) -> None:
         """Roll back what is not committed and close the file."""
         self.rollback()
+        self._note_end()
         self._wal.close()
         self._connection.close()
 
@@ -378,12 +381,19 @@ class ReplicaWriter:
             else:
                 return
 
-    def _touch(self) -> None:
-        """A write that changes nothing readers look at, so that the WAL file exists."""
+    def _note_end(self) -> None:
+        """Without the note the next start may read the file in full, and that is all."""
+        self._connection.set_busy_timeout(_END_BUSY_MS)
+        try:
+            with self._connection:
+                note_writer(self._connection, ended=True)
+        except apsw.Error as error:
+            log.info("end_not_noted", path=str(self._path), reason=str(error))
+
+    def _note_begin(self) -> None:
+        """A write that changes nothing readers look at; from here on the WAL file exists."""
         self._begin()
-        self._connection.execute(
-            f"UPDATE {REPLICATION_STATE} SET writeTimeMs = writeTimeMs"  # noqa: S608 - a constant
-        )
+        note_writer(self._connection, ended=False)
         self._connection.execute("COMMIT")
 
 

@@ -12,12 +12,19 @@ import msgspec
 
 from view_syncer.ivm.encode import ClientTables
 from view_syncer.ivm.engine import Advance, Engine, Subscription
-from view_syncer.ivm.hydration import Hydration
+from view_syncer.ivm.hydration import Hydration, HydrationRequest
 from view_syncer.ivm.pipeline import Pipeline
 from zerocache.zql.ast import Query
 
 Identity: TypeAlias = tuple[str, str]
 """Table, and the key columns as canonical JSON."""
+
+
+def to_hydrate(engine: Engine, query: Query, client: ClientTables) -> HydrationRequest:
+    """What a hydration beside the engine needs of a query that does not run yet."""
+    found = engine.request(query, client)
+    assert isinstance(found, HydrationRequest)
+    return found
 
 
 class Group:

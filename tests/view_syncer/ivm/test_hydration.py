@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from tests.view_syncer.ivm import world as w
 from tests.view_syncer.ivm.cases import TABLES, c, changes, ex, q, rel, seed_rows
-from tests.view_syncer.ivm.group import Group
+from tests.view_syncer.ivm.group import Group, to_hydrate
 from tests.view_syncer.ivm.replica import Replica, Row, Table, client_tables
 from tests.view_syncer.ivm.test_engine_property import CLIENT, PROFILE
 from view_syncer.ivm.engine import Engine
@@ -51,9 +51,7 @@ def engine(replica: Replica) -> Iterator[Engine]:
 
 
 def request(engine: Engine, query: ast.Query) -> HydrationRequest:
-    found = engine.request(query, ALL)
-    assert isinstance(found, HydrationRequest)
-    return found
+    return to_hydrate(engine, query, ALL)
 
 
 def beside(
@@ -224,10 +222,9 @@ def test_a_row_without_a_json_form_fails_the_query(
     replica = Replica(tmp_path / "r.db", tables, {"t": [{"id": "a", "v": None}]})
     sql(replica, f'UPDATE "t" SET v = {value}')  # noqa: S608 (own constants)
     engine = Engine(replica.path)
-    found = engine.request(q("t"), client_tables(tables))
-    assert isinstance(found, HydrationRequest)
+    wanted = to_hydrate(engine, q("t"), client_tables(tables))
     with pytest.raises(error):
-        hydrate(replica.path, found, UNLIMITED)
+        hydrate(replica.path, wanted, UNLIMITED)
     engine.close()
     replica.close()
 

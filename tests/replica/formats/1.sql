@@ -1,0 +1,26 @@
+-- A replica as format 1 wrote it: dumped from a file made by that code. Never to be edited.
+CREATE TABLE "_zero.changeLog" (pos INTEGER PRIMARY KEY, version TEXT NOT NULL, "table" TEXT NOT NULL, row INTEGER NOT NULL, op TEXT NOT NULL);
+INSERT INTO "_zero.changeLog" VALUES(1,'120','task',3,'s');
+INSERT INTO "_zero.changeLog" VALUES(2,'120','task',1,'d');
+CREATE TABLE "_zero.column_metadata" (table_name TEXT NOT NULL, column_name TEXT NOT NULL, upstream_type TEXT NOT NULL, is_not_null INTEGER NOT NULL, is_enum INTEGER NOT NULL, is_array INTEGER NOT NULL, character_max_length INTEGER, position INTEGER NOT NULL, PRIMARY KEY (table_name, column_name));
+INSERT INTO "_zero.column_metadata" VALUES('task','id','int4',1,0,0,NULL,1);
+INSERT INTO "_zero.column_metadata" VALUES('task','slug','text',1,0,0,NULL,2);
+INSERT INTO "_zero.column_metadata" VALUES('task','title','text',0,0,0,NULL,4);
+INSERT INTO "_zero.column_metadata" VALUES('task','rank','float8',0,0,0,NULL,5);
+INSERT INTO "_zero.column_metadata" VALUES('app.note','body','text',0,0,0,NULL,1);
+INSERT INTO "_zero.column_metadata" VALUES('app.note','stars','int4',0,0,0,NULL,2);
+CREATE TABLE "_zero.replicationConfig" (lock INTEGER PRIMARY KEY CHECK (lock = 1), replicaVersion TEXT NOT NULL, publications TEXT NOT NULL, appId TEXT NOT NULL, shardNum INTEGER NOT NULL, formatVersion INTEGER NOT NULL);
+INSERT INTO "_zero.replicationConfig" VALUES(1,'110','["a","b"]','zero',0,1);
+CREATE TABLE "_zero.replicationState" (lock INTEGER PRIMARY KEY CHECK (lock = 1), stateVersion TEXT NOT NULL, writeTimeMs INTEGER NOT NULL, logPos INTEGER NOT NULL, logFloor INTEGER NOT NULL);
+INSERT INTO "_zero.replicationState" VALUES(1,'120',1,2,0);
+CREATE TABLE "_zero.tableMetadata" (table_name TEXT PRIMARY KEY, schema TEXT NOT NULL, name TEXT NOT NULL, keys TEXT NOT NULL, minRowVersion TEXT NOT NULL DEFAULT '00', upstreamMetadata TEXT NOT NULL);
+INSERT INTO "_zero.tableMetadata" VALUES('task','public','task','[["id"],["slug"]]','00','{"table":{"schema":"public","name":"task","oid":1,"replica_identity":"d","columns":[{"name":"id","position":1,"type_name":"int4","type_oid":25,"type_category":"S","type_kind":"b","is_enum":false,"is_array":false,"not_null":true,"max_length":null,"default":null,"generated":false,"enum_labels":{},"written":""},{"name":"slug","position":2,"type_name":"text","type_oid":25,"type_category":"S","type_kind":"b","is_enum":false,"is_array":false,"not_null":true,"max_length":null,"default":null,"generated":false,"enum_labels":{},"written":""},{"name":"title","position":4,"type_name":"text","type_oid":25,"type_category":"S","type_kind":"b","is_enum":false,"is_array":false,"not_null":false,"max_length":null,"default":null,"generated":false,"enum_labels":{},"written":""},{"name":"rank","position":5,"type_name":"float8","type_oid":25,"type_category":"S","type_kind":"b","is_enum":false,"is_array":false,"not_null":false,"max_length":null,"default":null,"generated":false,"enum_labels":{},"written":""}],"primary_key":["id"],"publications":{"p":null},"storage":0,"partitions":[],"publication_state":""},"indexes":[{"schema":"public","table":"task","name":"task_id","columns":[["id","ASC"]],"unique":true,"is_primary":true,"is_immediate":true,"is_valid":true,"is_replica_identity":false},{"schema":"public","table":"task","name":"task_slug","columns":[["slug","ASC"]],"unique":true,"is_primary":false,"is_immediate":true,"is_valid":true,"is_replica_identity":false},{"schema":"public","table":"task","name":"task_title","columns":[["title","ASC"]],"unique":false,"is_primary":false,"is_immediate":true,"is_valid":true,"is_replica_identity":false}]}');
+INSERT INTO "_zero.tableMetadata" VALUES('app.note','app','note','[]','00','{"table":{"schema":"app","name":"note","oid":1,"replica_identity":"d","columns":[{"name":"body","position":1,"type_name":"text","type_oid":25,"type_category":"S","type_kind":"b","is_enum":false,"is_array":false,"not_null":false,"max_length":null,"default":null,"generated":false,"enum_labels":{},"written":""},{"name":"stars","position":2,"type_name":"int4","type_oid":25,"type_category":"S","type_kind":"b","is_enum":false,"is_array":false,"not_null":false,"max_length":null,"default":null,"generated":false,"enum_labels":{},"written":""}],"primary_key":[],"publications":{"p":null},"storage":0,"partitions":[],"publication_state":""},"indexes":[]}');
+CREATE TABLE "app.note" ("body", "stars", "_0_version");
+INSERT INTO "app.note" VALUES('x',5,'110');
+CREATE TABLE "task" ("id", "slug", "title", "rank", "_0_version");
+INSERT INTO task VALUES(2,'b',NULL,NULL,'110');
+INSERT INTO task VALUES(3,'c','third',2.0,'120');
+CREATE UNIQUE INDEX "task_id" ON "task" ("id" ASC);
+CREATE UNIQUE INDEX "task_slug" ON "task" ("slug" ASC);
+CREATE INDEX "task_title" ON "task" ("title" ASC);
