@@ -53,7 +53,7 @@ log = structlog.get_logger(__name__)
 LINGER_S = 30.0
 """How long a group without clients is kept: a reload or a short loss of the network then finds
 its queries running and its recent pokes at hand."""
-WRITE_LIMIT_BYTES = 1024 * 1024
+WRITE_LIMIT_BYTES = 256 * 1024
 """Unsent bytes beyond which a client is not poked any further until it has taken most of them."""
 CLOSE_WAIT_S = 5.0
 FACTS_WAIT_S = 5.0

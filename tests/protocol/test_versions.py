@@ -1,4 +1,4 @@
-"""Cookies order as the versions they stand for: clients compare them as plain strings."""
+"""Watermarks and LSNs (replication.md §5.1, §10.2 #1–#3)."""
 
 from __future__ import annotations
 
@@ -6,56 +6,72 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zerocache.protocol.versions import ViewVersion, Watermark, lexi_decode, lexi_encode
-
-numbers = st.integers(0, 2**53 - 1)
-near = st.one_of(st.integers(0, 50), numbers)
-minors = st.one_of(st.none(), st.integers(1, 40))
-
-
-def watermark(major: int, minor: int | None) -> Watermark:
-    text = lexi_encode(major)
-    return Watermark(text if minor is None else f"{text}.{lexi_encode(minor)}")
-
-
-versions = st.builds(
-    lambda major, minor, config: ViewVersion(watermark(major, minor), config),
-    near,
-    minors,
-    st.one_of(st.integers(0, 40), numbers),
+from zerocache.protocol.versions import (
+    lexi_decode,
+    lexi_encode,
+    lsn_from_text,
+    lsn_from_watermark,
+    lsn_to_text,
+    watermark_from_lsn,
 )
+
+numbers = st.integers(0, 2**64 - 1)
 
 
 @pytest.mark.parametrize(
     ("number", "text"),
-    [(0, "00"), (10, "0a"), (35, "0z"), (36, "110"), (46655, "2zzz"), (2**53 - 1, "a2gosa7pa2gv")],
+    [
+        (0, "00"),
+        (35, "0z"),
+        (36, "110"),
+        (46655, "2zzz"),
+        (2**53 - 1, "a2gosa7pa2gv"),
+        (2**64 - 1, "c3w5e11264sgsf"),
+    ],
 )
-def test_numbers_have_their_lexi_form(number: int, text: str) -> None:
+def test_known_watermarks(number: int, text: str) -> None:
+    """§10.2 #1"""
     assert lexi_encode(number) == text
     assert lexi_decode(text) == number
 
 
-@given(near, near)
-def test_lexi_forms_order_as_numbers(a: int, b: int) -> None:
-    assert (lexi_encode(a) < lexi_encode(b)) == (a < b)
+@given(numbers, numbers)
+def test_watermarks_sort_as_their_numbers(one: int, other: int) -> None:
+    assert (watermark_from_lsn(one) < watermark_from_lsn(other)) == (one < other)
+    assert lsn_from_watermark(watermark_from_lsn(one)) == one
 
 
-@given(versions, versions)
-def test_cookies_order_as_versions(a: ViewVersion, b: ViewVersion) -> None:
-    """Also with the minor versions of what no upstream transaction did: ``110:01`` comes before
-    what follows it, although ``.`` sorts before ``:``."""
-    assert (a.cookie() < b.cookie()) == (a < b)
+@pytest.mark.parametrize("text", ["1a", "x", "", "0", "0A", "00a", "0-", " 00"])
+def test_what_is_no_watermark(text: str) -> None:
+    """§10.2 #2"""
+    with pytest.raises(ValueError, match="lexi"):
+        lexi_decode(text)
 
 
-@given(versions)
-def test_cookie_is_read_as_it_was_written(version: ViewVersion) -> None:
-    assert ViewVersion.from_cookie(version.cookie()) == version
+@pytest.mark.parametrize("number", [-1, 36**36])
+def test_numbers_without_a_watermark(number: int) -> None:
+    """§10.2 #2"""
+    with pytest.raises(ValueError, match="cannot encode"):
+        lexi_encode(number)
 
 
 @pytest.mark.parametrize(
-    "cookie", ["", "foo-bar", "1:2:3", "01:a2gosa7pa2gw", "01:", ":01", "01;", "01;01;01", "zz"]
+    ("lsn", "watermark"),
+    [
+        ("0/1953A58", "4ft7iw"),
+        ("1/0", "61z141z4"),
+        ("3/7C2A10F8", "66vjkwl4"),
+        ("16/B374D848", "718sh0nk8"),
+        ("FFFFFFFF/FFFFFFFF", "c3w5e11264sgsf"),
+    ],
 )
-def test_anything_else_is_no_cookie(cookie: str) -> None:
-    """sync-protocol.md §10 #35"""
-    with pytest.raises(ValueError, match=r"lexi|config"):
-        ViewVersion.from_cookie(cookie)
+def test_positions(lsn: str, watermark: str) -> None:
+    number = lsn_from_text(lsn)
+    assert watermark_from_lsn(number) == watermark
+    assert lsn_to_text(number) == lsn
+
+
+def test_minor_versions_are_of_no_interest_upstream() -> None:
+    """§10.2 #3"""
+    assert lsn_from_watermark("66vjkwl4.3z8d2") == lsn_from_text("3/7C2A10F8")
+    assert "66vjkwl4" < "66vjkwl4.01" < "66vjkwl5"

@@ -279,7 +279,8 @@ def _forget_authors(db: apsw.Connection, values: dict[str, float]) -> None:
 
 _LOAD_GROUP = """
 SELECT "clientGroupID", "stateVersion", "configVersion", "clientSchema", "profileID",
-       "replicaVersion", "ttlClock", "provableState", "provableConfig", "deletedAt" IS NOT NULL
+       "replicaVersion", "ttlClock", "provableState", "provableConfig", takeovers,
+       "deletedAt" IS NOT NULL
   FROM view_groups WHERE "clientGroupID" = ?
 """
 _LOAD_CLIENTS = 'SELECT "clientID" FROM view_clients WHERE "clientGroupID" = ?'
@@ -288,9 +289,11 @@ _LOAD_DESIRES = 'SELECT * FROM view_desires WHERE "clientGroupID" = ?'
 _INSERT = """
 INSERT INTO view_groups (
     "clientGroupID", "stateVersion", "configVersion", "clientSchema", "profileID",
-    "replicaVersion", "ttlClock", "provableState", "provableConfig", "lastActive")
+    "replicaVersion", "ttlClock", "provableState", "provableConfig", takeovers,
+    "lastActive")
 VALUES (:group_id, :state_version, :config_version, :client_schema, :profile_id,
-        :replica_version, :ttl_clock, :provable_state, :provable_config, :now)
+        :replica_version, :ttl_clock, :provable_state, :provable_config, :takeovers,
+        :now)
 ON CONFLICT DO NOTHING
 RETURNING 1
 """
@@ -300,7 +303,7 @@ UPDATE view_groups
        "clientSchema" = :client_schema, "profileID" = :profile_id,
        "replicaVersion" = :replica_version, "ttlClock" = :ttl_clock,
        "provableState" = :provable_state,
-       "provableConfig" = :provable_config, "lastActive" = :now
+       "provableConfig" = :provable_config, takeovers = :takeovers, "lastActive" = :now
  WHERE "clientGroupID" = :group_id AND "deletedAt" IS NULL
    AND "stateVersion" = :old_state AND "configVersion" = :old_config
 RETURNING 1
@@ -353,7 +356,8 @@ _PURGE_DESIRES = 'DELETE FROM view_desires WHERE "clientGroupID" = ?'
 _BURY = """
 UPDATE view_groups
    SET "deletedAt" = ?, "stateVersion" = '00', "configVersion" = 0, "clientSchema" = NULL,
-       "replicaVersion" = NULL, "ttlClock" = 0, "provableState" = '00', "provableConfig" = 0
+       "replicaVersion" = NULL, "ttlClock" = 0, "provableState" = '00', "provableConfig" = 0,
+       takeovers = '[]'
  WHERE "clientGroupID" = ?
 """
 _FORGET_TOMBSTONES = 'DELETE FROM view_groups WHERE "deletedAt" < ?'

@@ -21,7 +21,12 @@ from zerocache.postgres.connection import MISSING_PRIVILEGE, connect, explain
 from zerocache.postgres.ddl import ensure_ddl_detection
 from zerocache.postgres.introspection import load_sql, read_published_schema
 from zerocache.postgres.shard import ShardNames
-from zerocache.postgres.validation import check_publications, check_schema, check_server
+from zerocache.postgres.validation import (
+    check_copyable,
+    check_publications,
+    check_schema,
+    check_server,
+)
 from zerocache.replica.published import PublishedIndex, PublishedSchema, PublishedTable
 
 # The layout of the shared tables is that of the reference server's shard schema 23.
@@ -76,6 +81,7 @@ def _set_up(connection: psycopg.Connection[Any], shard: ShardNames) -> Upstream:
         schema = read_published_schema(connection, shard.all_publications)
     must_resync = publications_changed or list_changed
     if must_resync:
+        check_copyable(connection, schema)
         _forget_replicas(connection, shard)
     return Upstream(
         shard.all_publications, schema, must_resync, detection.by_triggers, detection.announced
@@ -222,6 +228,11 @@ def _privilege_error(error: psycopg.Error, url: str, shard: ShardNames) -> Upstr
         advice = (
             "only a superuser may publish a whole schema: let one run CREATE PUBLICATION "
             "my_publication FOR TABLE …, and set ZERO_APP_PUBLICATIONS=my_publication"
+        )
+    elif said.startswith("permission denied for schema"):
+        advice = (
+            "the role must see what is published: GRANT USAGE on the schema and SELECT on its "
+            "tables to it, or take them out of the publication"
         )
     else:
         advice = (

@@ -15,6 +15,7 @@ from typing import Any
 import psycopg
 
 from zerocache.errors import UpstreamSetupError
+from zerocache.postgres.connection import MISSING_PRIVILEGE
 from zerocache.postgres.shard import ShardNames
 from zerocache.replica.layout import check_names
 from zerocache.replica.published import PublishedSchema, PublishedTable
@@ -31,6 +32,17 @@ NO_IDENTITY = "ZC119"
 _OLDEST_SERVER = 150_000
 _TABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*", re.ASCII)
 _COLUMN_NAME = re.compile(r"[A-Za-z_][.A-Za-z0-9_-]*", re.ASCII)
+_UNREADABLE = """
+    SELECT format('%%s on %%s', problem, c.oid::regclass)
+    FROM unnest(%s::oid[]) AS t(oid)
+    JOIN pg_class c ON c.oid = t.oid
+    CROSS JOIN LATERAL (VALUES
+        ('no SELECT', NOT has_table_privilege(c.oid, 'SELECT')),
+        ('row security', row_security_active(c.oid))
+    ) AS checks(problem, applies)
+    WHERE applies
+    ORDER BY 1
+"""
 
 
 def check_server(connection: psycopg.Connection[Any]) -> None:
@@ -144,6 +156,38 @@ def _check_identities(tables: Sequence[PublishedTable]) -> None:
             f"the table{_s(without)} {', '.join(without)} have REPLICA IDENTITY NOTHING: their "
             f"updates and deletes cannot be replicated; run ALTER TABLE {without[0]} "
             "REPLICA IDENTITY DEFAULT, or take them out of the publication",
+            code=NO_IDENTITY,
+        )
+
+
+def check_copyable(connection: psycopg.Connection[Any], schema: PublishedSchema) -> None:
+    """An initial sync can read every published row, and the changes of those rows will follow.
+
+    Not asked of a shard that replicates already: it would end for what may never be needed again.
+    """
+    _check_identity_indexes(schema)
+    unreadable = connection.execute(_UNREADABLE, [[table.oid for table in schema.tables]])
+    if problems := [problem for (problem,) in unreadable]:
+        raise UpstreamSetupError(
+            f"the initial sync may not read what is published: {'; '.join(problems)}. GRANT SELECT "
+            "on the tables to the role, give it BYPASSRLS if they have row security, or take them "
+            "out of the publication",
+            code=MISSING_PRIVILEGE,
+        )
+
+
+def _check_identity_indexes(schema: PublishedSchema) -> None:
+    without = [
+        f"{table.schema}.{table.name}"
+        for table in schema.tables
+        if table.replica_identity == "i"
+        and not any(index.is_replica_identity for index in schema.indexes_of(table))
+    ]
+    if without:
+        raise UpstreamSetupError(
+            f"the table{_s(without)} {', '.join(without)} have an index as REPLICA IDENTITY that "
+            "is gone, or whose columns are not all published: PostgreSQL refuses their updates and "
+            f"deletes; run ALTER TABLE {without[0]} REPLICA IDENTITY DEFAULT, or name an index",
             code=NO_IDENTITY,
         )
 

@@ -21,6 +21,8 @@ def new_record(change: ConfigChange) -> GroupRecord:
     record.replica_version = Watermark("110")
     record.ttl_clock_ms = 12.5
     record.provable_from = version("00", 1)
+    record.note_author(3, version("00", 1))
+    record.note_author(4, version("01", 2))
     record.add_client("c1", change)
     ast = b'{ "table":"t", "limit":100000000000000000000 }'
     ops = [

@@ -142,6 +142,7 @@ class StoreMachine(RuleBasedStateMachine):
         profile=st.none() | TEXT,
         replica=st.none() | WATERMARKS,
         provable=VERSIONS,
+        author=st.integers(0, 2),
         clock_ms=TIMES_MS,
         has_schema=st.booleans(),
     )
@@ -153,6 +154,7 @@ class StoreMachine(RuleBasedStateMachine):
         profile: str | None,
         replica: Watermark | None,
         provable: ViewVersion,
+        author: int,
         clock_ms: float,
         has_schema: bool,
     ) -> None:
@@ -160,6 +162,7 @@ class StoreMachine(RuleBasedStateMachine):
         expected, change = record.version, ConfigChange()
         record.version, record.profile_id, record.replica_version = version, profile, replica
         record.provable_from, record.ttl_clock_ms = provable, clock_ms
+        record.note_author(author, version)
         record.client_schema = SCHEMA if has_schema else None
         for part in parts:
             _apply(record, part, change)
@@ -358,8 +361,8 @@ def test_stores_do_what_the_model_does(world: World) -> None:
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=40,
-            stateful_step_count=40,
+            max_examples=25,
+            stateful_step_count=30,
             deadline=None,
             suppress_health_check=list(HealthCheck),
         ),

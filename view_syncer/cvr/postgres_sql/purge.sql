@@ -18,5 +18,5 @@ desires AS (
 UPDATE {schema}.view_groups g
    SET "deletedAt" = to_timestamp(%(now)s), "stateVersion" = '00', "configVersion" = 0,
        "clientSchema" = NULL, "replicaVersion" = NULL, "ttlClock" = 0,
-       "provableState" = '00', "provableConfig" = 0
+       "provableState" = '00', "provableConfig" = 0, takeovers = '[]'
   FROM old WHERE g."clientGroupID" = old.group_id

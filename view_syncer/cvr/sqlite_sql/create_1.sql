@@ -9,6 +9,7 @@ CREATE TABLE view_groups (
     "ttlClock"       REAL NOT NULL,
     "provableState"  TEXT NOT NULL,
     "provableConfig" INTEGER NOT NULL,
+    takeovers        TEXT NOT NULL,
     "lastActive"     REAL NOT NULL,
     "deletedAt"      REAL
 ) STRICT;
