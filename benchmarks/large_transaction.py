@@ -1,14 +1,16 @@
 """One transaction that updates every row of a large table, while clients watch some of them.
 
 Prints how long it takes until the replica and every client have it, and the peak of the memory of
-each process meanwhile: none of them may grow with the size of the transaction. The last line is
-the memory of ``zerocache verify`` over the same rows. ``--rows`` is a million by default.
+each process meanwhile: none of them may grow with the size of the transaction. Before that comes
+the initial sync of the same rows (``--copy-only``: nothing else), after it ``zerocache verify``.
+``--rows`` is a million by default.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import shutil
 import sys
 import tempfile
@@ -127,8 +129,21 @@ def _update(url: str) -> float:
     return time.monotonic() - began
 
 
+async def _copy(server: Server, rows: int) -> list[Metric]:
+    """The first start, on an empty directory; the server is left running."""
+    # The server's processes, and this one.
+    watch = MemoryWatch(os.getpid())
+    seconds = await server.start()
+    peak = watch.stop()["replication_manager"]
+    return [
+        Metric("initial sync", "until ready", seconds, "s"),
+        Metric("initial sync", "rows per second", rows / seconds, "rows/s", True),
+        Metric("initial sync", "replication_manager: peak", peak, "MB"),
+        Metric("initial sync", "replica", server.replica_mb(), "MB"),
+    ]
+
+
 async def _measure(server: Server, url: str, rows: int) -> list[Metric]:
-    await server.start()
     clients = await _connect(server)
     idle = MemoryWatch(server.pid)
     await asyncio.sleep(1)
@@ -172,7 +187,7 @@ async def _verify(server: Server) -> list[Metric]:
     ]
 
 
-async def _run(rows: int) -> None:
+async def _run(rows: int, *, copy_only: bool) -> None:
     work_dir = Path(tempfile.mkdtemp(prefix="zerocache-bench-"))
     try:
         with Cluster() as cluster:
@@ -180,8 +195,10 @@ async def _run(rows: int) -> None:
             await asyncio.to_thread(_load, url, rows)
             server = Server(ZEROCACHE, url, work_dir, workers=1)
             try:
-                metrics = await _measure(server, url, rows)
-                metrics += await _verify(server)
+                metrics = await _copy(server, rows)
+                if not copy_only:
+                    metrics += await _measure(server, url, rows)
+                    metrics += await _verify(server)
             finally:
                 await server.stop()
             settings = {"postgres": cluster.version(), "rows": rows, "clients": _CLIENTS}
@@ -195,4 +212,6 @@ async def _run(rows: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=1_000_000)
-    uvloop.run(_run(parser.parse_args().rows))
+    parser.add_argument("--copy-only", action="store_true")
+    options = parser.parse_args()
+    uvloop.run(_run(options.rows, copy_only=options.copy_only))

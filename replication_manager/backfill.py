@@ -27,7 +27,7 @@ from replication_manager.table_copy import copy_tables, lock_tables, open_snapsh
 from replication_manager.walsender import ReplicationConnection, StreamEnded
 from zerocache.errors import ZerocacheError
 from zerocache.failpoints import Place, reach
-from zerocache.postgres.connection import connect
+from zerocache.postgres.connection import abort, connect
 from zerocache.postgres.introspection import read_published_schema
 from zerocache.postgres.shard import ShardNames
 from zerocache.protocol.versions import Lsn, lsn_from_watermark, watermark_from_lsn
@@ -92,7 +92,7 @@ class _Reader:
         self._stop.set()
         connection = self._connection
         if connection is not None:
-            connection.cancel()
+            abort(connection)
         self._thread.join()
         self._stop.close()
 

@@ -13,8 +13,9 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import apsw
 import psycopg
@@ -27,6 +28,7 @@ from replication_manager.change_log import ChangeLogKeeper
 from replication_manager.history import read_history, require_same_past
 from replication_manager.indexes import IndexKeeper
 from replication_manager.initial_sync import SyncSettings, run_initial_sync
+from replication_manager.lag_reports import LagReports
 from replication_manager.local_replica import require_usable
 from replication_manager.memory import return_free_memory
 from replication_manager.position import SlotPosition
@@ -43,6 +45,7 @@ from replication_manager.slot import (
     start_streaming,
     take_over,
 )
+from replication_manager.slot_guard import SlotGuard
 from replication_manager.stream import ChangeStream, StreamLimits
 from replication_manager.walsender import ReplicationConnection, StreamEnded
 from zerocache.config import Config
@@ -56,7 +59,7 @@ from zerocache.metrics import Metrics
 from zerocache.postgres.connection import connect, is_transient
 from zerocache.postgres.setup import Upstream, set_up_upstream
 from zerocache.postgres.shard import ShardNames
-from zerocache.protocol.versions import Watermark
+from zerocache.protocol.versions import Watermark, lsn_from_watermark, lsn_to_text
 from zerocache.replica import damage
 from zerocache.replica.layout import load_tables
 from zerocache.replica.reader import open_replica, read_state
@@ -116,6 +119,11 @@ class ReplicationService:
         )
         self._metrics = metrics
         self._change_log = ChangeLogKeeper(config, self._shard, metrics)
+        self._reports = LagReports(self._shard, metrics)
+        # What was found about the slot; None before the first stream.
+        self._guard: SlotGuard | None = None
+        # The newest version that was announced.
+        self._version: Watermark | None = None
         # Tells our walsender from that of another node in pg_stat_activity, which cuts at 63.
         self._purpose = f"replication-{config.task_id}"[:58]
         self._hidden = HiddenAnnouncer()
@@ -141,6 +149,8 @@ class ReplicationService:
                 self._backoff_s = min(2 * self._backoff_s, _LONGEST_BACKOFF_S)
         except Stopped:
             return
+        finally:
+            self._leave_slot()
 
     def _run_session(self) -> None:
         """One session, and what follows from its end."""
@@ -231,8 +241,15 @@ class ReplicationService:
             workers=self._config.initial_sync.table_copy_workers,
             failover=self._config.upstream.pg_replication_slot_failover,
             report=self._callbacks.progress,
+            # While it copies, nothing is acknowledged: that is when a slot is lost most easily.
+            claimed=self._watch_slot,
         )
-        run_initial_sync(settings, self._stop)
+        self._leave_slot()
+        try:
+            run_initial_sync(settings, self._stop)
+        except BaseException:
+            self._leave_slot()
+            raise
         return_free_memory()
         self._resync_reason = None
 
@@ -258,6 +275,8 @@ class ReplicationService:
         with ExitStack() as stack:
             with connect(self._url, "slot-management") as control:
                 slot = find_slot(control, self._shard, writer.state.replica_version)
+                # The slot is watched even while the change database is away.
+                self._watch_slot(slot.name)
                 # Before the other's walsender is ended: it must find out that it was succeeded.
                 change_log = self._change_log.claim(stack)
                 take_over(
@@ -289,6 +308,7 @@ class ReplicationService:
 
             def housekeeping() -> None:
                 self._check_reports()
+                self._watch_slot(slot.name).check()
                 watch.check()
                 self._improve_indexes(writer, limits)
 
@@ -297,16 +317,48 @@ class ReplicationService:
                 writer,
                 new_applier(),
                 position,
-                self._callbacks.publish,
+                self._publish,
                 housekeeping,
                 limits,
                 backfiller,
                 change_log.start(writer, plan, slot, stack),
+                self._reports,
             )
             self._run_stream(stream, writer)
 
+    def _publish(self, version: Watermark) -> None:
+        self._version = version
+        self._callbacks.publish(version)
+
+    def _watch_slot(self, slot: str) -> SlotGuard:
+        """The guard of the slot, which outlives sessions."""
+        if self._guard is None or self._guard.slot != slot:
+            self._leave_slot()
+            report_s = self._config.replication_lag.report_interval_ms / 1_000
+            self._guard = SlotGuard(
+                self._url, slot, self._metrics, self._reports, report_s=report_s
+            )
+            self._guard.start()
+        return self._guard
+
+    def _leave_slot(self) -> None:
+        if self._guard is not None:
+            self._guard.end()
+            self._guard = None
+
+    def figures(self) -> dict[str, Any]:
+        """What ``/statz`` shows; from any thread."""
+        health = None if self._guard is None else self._guard.health
+        version = self._version
+        return {
+            "stateVersion": version,
+            "lsn": None if version is None else lsn_to_text(lsn_from_watermark(version)),
+            "slot": None if health is None else {**asdict(health), "problem": health.problem},
+            "metrics": self._metrics.snapshot(),
+        }
+
     def _run_stream(self, stream: ChangeStream, writer: ReplicaWriter) -> None:
-        self._callbacks.publish(writer.state.version)
+        self._publish(writer.state.version)
         if not self._was_ready:
             self._was_ready = True
             self._callbacks.ready()
@@ -349,8 +401,8 @@ class ReplicationService:
         if self._indexes.work(writer, lambda: self._stop.is_set, at_most_s):
             # Announced again, the version makes workers look at the file anew.
             version = writer.state.version
-            self._callbacks.publish(version)
-            writer.maintain(lambda: self._callbacks.publish(version))
+            self._publish(version)
+            writer.maintain(lambda: self._publish(version))
 
     def _finish(self, stream: ChangeStream) -> None:
         try:

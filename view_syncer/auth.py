@@ -12,36 +12,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
-from typing import Any, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
-import jwt
 import structlog
-from jwt import PyJWK
 from msgspec import UNSET, UnsetType
 
-from view_syncer.jwks import JwksCache, KeySetUnavailable
-from zerocache.errors import ClientFacingError, ConfigurationError
+from zerocache.errors import ClientFacingError
 from zerocache.options import Auth as AuthOptions
+
+if TYPE_CHECKING:
+    from view_syncer.jwks import JwksCache
+    from view_syncer.jwt_verifier import JwtVerifier
 
 log = structlog.get_logger(__name__)
 
 AUTH_CLOSE_CODE: Final = 3000
-KEY_SET_BACKOFF_MS: Final = (5_000, 30_000)
 
 Identity: TypeAlias = str | UnsetType | None
 """Whom the application takes a caller for: None = logged out, UNSET = it did not say."""
-
-_HMAC: Final = ("HS256", "HS384", "HS512")
-_ALGORITHMS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
-    {
-        "oct": _HMAC,
-        "RSA": ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"),
-        "EC": ("ES256", "ES384", "ES512", "ES256K"),
-        "OKP": ("EdDSA",),
-    }
-)
-"""What a key may be used for. Never taken from the token, which is not trusted yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,17 +76,18 @@ class Authenticator:
     def __init__(
         self, options: AuthOptions, *, endpoints: bool, jwks: JwksCache | None = None
     ) -> None:
-        self._issuer = options.issuer
-        self._audience = options.audience
         self._endpoints = endpoints
         self._keys = [k for k in (options.secret, options.jwk, options.jwks_url) if k]
-        self._secret = options.secret.encode() if options.secret else None
-        self._jwk = _load_jwk(options.jwk) if options.jwk else None
-        self._jwks = jwks or (JwksCache(options.jwks_url) if options.jwks_url else None)
+        self._jwt: JwtVerifier | None = None
+        if self._keys:
+            # Only then: the library and its cryptography are 20 MB of every worker.
+            from view_syncer.jwt_verifier import JwtVerifier
+
+            self._jwt = JwtVerifier(options, jwks)
 
     async def close(self) -> None:
-        if self._jwks is not None:
-            await self._jwks.close()
+        if self._jwt is not None:
+            await self._jwt.close()
 
     async def authenticate(
         self, token: str | None, user_id: str | None, previous: Auth | None = None
@@ -127,7 +116,8 @@ class Authenticator:
             if previous is not None and previous.token == token:
                 return previous
             return Auth("opaque", token, user_id=user_id)
-        claims = await self._verify(token, user_id)
+        assert self._jwt is not None, "a token is judged as a JWT only if a key is configured"
+        claims = await self._jwt.verify(token, user_id)
         return _rotate(previous, Auth("jwt", token, claims, user_id))
 
     def _kind(self) -> Literal["opaque", "jwt"]:
@@ -144,54 +134,6 @@ class Authenticator:
             close_code=AUTH_CLOSE_CODE,
         )
 
-    # -- JWT --
-
-    async def _verify(self, token: str, user_id: str) -> Mapping[str, Any]:
-        try:
-            key, algorithms = await self._key(token)
-            claims = jwt.decode(
-                token,
-                key,
-                algorithms=list(algorithms),
-                issuer=self._issuer,
-                audience=self._audience,
-                options={
-                    "verify_aud": self._audience is not None,
-                    "verify_iat": False,  # an issue time only matters for rotation
-                    "verify_sub": False,  # compared below, with the userID
-                    "verify_jti": False,
-                },
-            )
-        except KeySetUnavailable as error:
-            # Not the client's fault, and it passes: have it try again instead of logging it out.
-            low, high = KEY_SET_BACKOFF_MS
-            raise ClientFacingError(
-                "ServerOverloaded",
-                "The keys that verify tokens cannot be fetched at the moment. Try again.",
-                minBackoffMs=low,
-                maxBackoffMs=high,
-            ) from error
-        except (jwt.PyJWTError, ValueError) as error:
-            raise _invalid(str(error)) from error
-        if claims.get("sub") != user_id:
-            raise _invalid("its subject is not the userID of the connection")
-        return MappingProxyType(claims)
-
-    async def _key(self, token: str) -> tuple[Any, tuple[str, ...]]:
-        if self._secret is not None:
-            return self._secret, _HMAC
-        if self._jwk is not None:
-            return self._jwk.key, _algorithms(self._jwk)
-        if self._jwks is None:
-            raise ValueError("no key is configured")
-        header = jwt.get_unverified_header(token)
-        jwk = await self._jwks.find(
-            header.get("kid"), lambda k: header.get("alg") in _algorithms(k)
-        )
-        if jwk is None:
-            raise _invalid("it is signed by none of the published keys")
-        return jwk.key, _algorithms(jwk)
-
 
 def _rotate(previous: Auth | None, new: Auth) -> Auth:
     if previous is None or previous.kind != "jwt":
@@ -207,31 +149,13 @@ def _rotate(previous: Auth | None, new: Auth) -> Auth:
             "Issue all tokens with it or none."
         )
     if not isinstance(new_iat, int | float) or not isinstance(old_iat, int | float):
-        raise _invalid("its issue time (iat) is not a number")
+        raise invalid_token("its issue time (iat) is not a number")
     return previous if new_iat <= old_iat else new
 
 
-def _invalid(reason: str) -> ClientFacingError:
+def invalid_token(reason: str) -> ClientFacingError:
     return ClientFacingError(
         "AuthInvalidated",
         f"The token cannot be verified: {reason}. Log in again.",
         close_code=AUTH_CLOSE_CODE,
     )
-
-
-def _algorithms(jwk: PyJWK) -> tuple[str, ...]:
-    """Those of the key's type, or only the one the key itself names."""
-    family = _ALGORITHMS.get(jwk.key_type or "", ())
-    named = jwk._jwk_data.get("alg")
-    return tuple(a for a in family if named is None or a == named)
-
-
-def _load_jwk(text: str) -> PyJWK:
-    try:
-        return PyJWK.from_json(text)
-    except (jwt.PyJWTError, ValueError, TypeError, AttributeError) as error:
-        # The library's messages quote the key, which may be a secret one.
-        raise ConfigurationError(
-            f"Invalid input for ZERO_AUTH_JWK: it is not a JSON Web Key ({type(error).__name__}). "
-            'Set it to one public key, a JSON object with "kty".'
-        ) from None

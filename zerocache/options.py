@@ -221,7 +221,7 @@ class Change(Group):
     )
     max_conns: Whole = option(5, "Connections to the change database.", ge=1, inert=True)
     statement_timeout_ms: Number = option(
-        20_000, "Limit on change-log statements.", ge=0, hidden=True, inert=True
+        20_000, "Limit on change-log statements.", ge=0, hidden=True
     )
     log_batch_size: Whole = option(
         2000, "Rows per change-log INSERT.", ge=1, hidden=True, inert=True

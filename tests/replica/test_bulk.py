@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import apsw
@@ -97,3 +99,26 @@ def test_many_columns(tmp_path: Path) -> None:
         tmp_path / "r.db", {"wide": [tuple(range(1599))]}, PublishedSchema(tables=(wide,))
     )
     assert read_state(open_replica(path)).version == "110"
+
+
+_LOAD = """
+import resource, sys
+from pathlib import Path
+from tests.replica.tables import CONFIG, SCHEMA
+from zerocache.replica.bulk import BulkLoader
+with BulkLoader(Path(sys.argv[1]), CONFIG, SCHEMA) as loader:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for batch in range(0, 60_000, 1_000):
+        numbers = range(batch, batch + 1_000)
+        rows = [(i, f"{i * 7919 % 60_000:09}" + "x" * 2_000, "", 1.5) for i in numbers]
+        loader.insert_rows("task", rows)
+    loader.finish()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def test_neither_copying_nor_indexing_holds_much_in_memory(tmp_path: Path) -> None:
+    """120 MB of rows, and as much of index keys to sort."""
+    command = [sys.executable, "-c", _LOAD, str(tmp_path / "r.db")]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert int(done.stdout) < 120_000, "kilobytes"

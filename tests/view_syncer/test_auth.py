@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hmac
 import json
+import subprocess
+import sys
 import time
 from typing import Any
 
@@ -304,3 +306,9 @@ def test_the_pinned_user_counts_null_as_a_user() -> None:
     for pinned, user in ((None, "u1"), ("u1", None), ("u1", "u2")):
         with pytest.raises(ClientFacingError, match="another user"):
             require_pinned(pinned, user)
+
+
+def test_worker_without_keys_does_not_load_cryptography() -> None:
+    code = "import sys, view_syncer.__main__; print({'jwt', 'cryptography'} & set(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert loaded.stdout.strip() == b"set()"

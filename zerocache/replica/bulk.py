@@ -39,7 +39,9 @@ _PRAGMAS = (
     "PRAGMA journal_mode = memory",
     "PRAGMA synchronous = off",
     "PRAGMA locking_mode = exclusive",
-    "PRAGMA cache_size = -262144",
+    # Also what each sort of an index may hold before it writes to disk. Rows only ever come at the
+    # end of a table, so more of it makes nothing faster (measured: 16 MB to 256 MB).
+    "PRAGMA cache_size = -32768",
     "PRAGMA threads = 2",
     "PRAGMA analysis_limit = 1000",
 )
