@@ -15,9 +15,12 @@ from view_syncer.cvr.record import ConfigChange, Desire, GroupRecord, QueryRecor
 from zerocache.protocol.client_schema import ClientSchema
 from zerocache.protocol.versions import ViewVersion, Watermark
 
+_Takeover = tuple[str, int, int]
+"""The state and the configuration of a version, and an author."""
+
 
 class GroupRow(msgspec.Struct, frozen=True):
-    """The columns of a group. ``client_schema`` is JSON text."""
+    """The columns of a group. ``client_schema`` and ``takeovers`` are JSON text."""
 
     group_id: str
     state_version: str
@@ -28,6 +31,7 @@ class GroupRow(msgspec.Struct, frozen=True):
     ttl_clock: float
     provable_state: str
     provable_config: int
+    takeovers: str
 
 
 class ClientRow(msgspec.Struct, frozen=True):
@@ -118,6 +122,10 @@ def record_of(
         replica_version=None if replica is None else Watermark(replica),
         ttl_clock_ms=group.ttl_clock,
         provable_from=_version(group.provable_state, group.provable_config),
+        takeovers=[
+            (_version(state, config), author)
+            for state, config, author in msgspec.json.decode(group.takeovers, type=list[_Takeover])
+        ],
         clients=set(clients),
         queries={row.query_hash: _query(row) for row in queries},
         desires={
@@ -139,6 +147,9 @@ def _group_row(record: GroupRecord) -> GroupRow:
         ttl_clock=record.ttl_clock_ms,
         provable_state=record.provable_from.state,
         provable_config=record.provable_from.config,
+        takeovers=msgspec.json.encode(
+            [(version.state, version.config, author) for version, author in record.takeovers]
+        ).decode(),
     )
 
 

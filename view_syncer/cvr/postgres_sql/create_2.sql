@@ -11,6 +11,7 @@ CREATE TABLE {schema}.view_groups (
     "lastActive"     timestamptz NOT NULL,
     "provableState"  text COLLATE "C" NOT NULL DEFAULT '00',
     "provableConfig" bigint NOT NULL DEFAULT 0,
+    takeovers        json NOT NULL DEFAULT '[]',
     deleted          boolean NOT NULL DEFAULT false
 );
 CREATE INDEX view_groups_last_active ON {schema}.view_groups ("lastActive");

@@ -16,6 +16,7 @@ ALTER TABLE {schema}.view_groups
     ALTER COLUMN "lastActive" DROP DEFAULT,
     ADD COLUMN "provableState" text COLLATE "C" NOT NULL DEFAULT '00',
     ADD COLUMN "provableConfig" bigint NOT NULL DEFAULT 0,
+    ADD COLUMN takeovers json NOT NULL DEFAULT '[]',
     ADD COLUMN deleted boolean NOT NULL DEFAULT false;
 UPDATE {schema}.view_groups
    SET "provableState" = "stateVersion", "provableConfig" = "configVersion";
