@@ -224,6 +224,7 @@ class ReplicationService:
         """Everything between two failures."""
         if not self._was_ready:
             check_replication_role(self._url, self._stop)
+            self._change_log.check_publications()
         upstream = set_up_upstream(self._url, self._shard)
         self._hidden.announce(upstream.schema)
         if not self._was_ready:
