@@ -41,7 +41,6 @@ async def serve(config: Config, control: ChildControl, runtime_dir: Path) -> int
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    control.start()
     notifier = VersionNotifier(runtime_dir / SOCKET_NAME)
     await notifier.start()
     callbacks = Callbacks(control.ready, notifier.publish, control.progress)
@@ -49,6 +48,7 @@ async def serve(config: Config, control: ChildControl, runtime_dir: Path) -> int
     requests = IndexRequestServer(runtime_dir / index_requests.SOCKET_NAME, indexes.submit)
     await requests.start()
     service = ReplicationService(config, callbacks, stop, indexes, Metrics())
+    control.start(figures=service.figures)
     try:
         await asyncio.to_thread(service.run)
     except ConfigurationError as error:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any, Self
 
 import psycopg
@@ -67,12 +66,10 @@ class BackgroundConnection:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
+        self.end()
+
+    def end(self) -> None:
         self._ending = True
         self._woken.set()
         self._thread.join(_PATIENCE_S)

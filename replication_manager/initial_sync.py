@@ -51,7 +51,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class SyncSettings:
-    """``report`` gets a line for people about once a second."""
+    """``report`` gets a line for people about once a second, ``claimed`` the new slot's name."""
 
     url: str
     shard: ShardNames
@@ -59,6 +59,7 @@ class SyncSettings:
     workers: int
     failover: bool = False
     report: Callable[[str], None] = lambda _: None
+    claimed: Callable[[str], object] = lambda _: None
     monotonic: Callable[[], float] = time.monotonic
 
 
@@ -114,6 +115,7 @@ def run_initial_sync(settings: SyncSettings, stop: StopSignal) -> None:
     settings.report("initial sync: creating a replication slot")
     with claim_new_slot(settings.url, settings.shard, stop, failover=settings.failover) as claimed:
         reach(Place.SLOT_CLAIMED)
+        settings.claimed(claimed.name)
         try:
             _build_replica(settings, claimed, stop)
         except psycopg.errors.InsufficientPrivilege as error:

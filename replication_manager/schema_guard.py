@@ -8,14 +8,11 @@ refuse their updates. Both only cause announcements on the stream; nothing here 
 
 from __future__ import annotations
 
-import threading
-from typing import Any
+from typing import Any, Self
 
 import psycopg
-import structlog
 
-from zerocache.errors import ConfigurationError
-from zerocache.postgres.connection import connect
+from replication_manager.background import BackgroundConnection
 from zerocache.postgres.ddl import announce_unnoticed
 from zerocache.postgres.introspection import read_published_schema
 from zerocache.postgres.setup import set_identities
@@ -27,47 +24,30 @@ _AFTER_CHANGE_S = 0.05
 # DDL of others is never kept waiting longer by us.
 _LOCK_TIMEOUT = "500ms"
 
-log = structlog.get_logger(__name__)
-
 
 class SchemaGuard:
     """A context manager; :meth:`wake` may be called from any thread."""
 
     def __init__(self, url: str, shard: ShardNames, *, interval_s: float = _INTERVAL_S) -> None:
-        self._url = url
         self._shard = shard
         self._interval_s = interval_s
-        self._woken = threading.Event()
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="schema-guard", daemon=True)
+        self._thread = BackgroundConnection(url, "schema-guard", self._guard, retry_s=interval_s)
 
-    def __enter__(self) -> SchemaGuard:
-        self._thread.start()
+    def __enter__(self) -> Self:
+        self._thread.__enter__()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._stopping.set()
-        self._woken.set()
-        self._thread.join()
+        self._thread.end()
 
     def wake(self) -> None:
-        self._woken.set()
+        self._thread.wake()
 
-    def _run(self) -> None:
-        while not self._stopping.is_set():
-            try:
-                with connect(self._url, "schema-guard") as connection:
-                    self._guard(connection)
-            except (ConfigurationError, psycopg.Error) as error:
-                log.info("schema_guard_interrupted", reason=str(error))
-                self._stopping.wait(self._interval_s)
-
-    def _guard(self, connection: psycopg.Connection[Any]) -> None:
+    def _guard(self, connection: psycopg.Connection[Any], thread: BackgroundConnection) -> None:
         while True:
-            if self._woken.wait(self._interval_s):
-                self._woken.clear()
-                self._stopping.wait(_AFTER_CHANGE_S)
-            if self._stopping.is_set():
+            if thread.wait(self._interval_s):
+                thread.wait(_AFTER_CHANGE_S)
+            if thread.is_ending:
                 return
             try:
                 with connection.transaction():

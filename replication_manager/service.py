@@ -13,8 +13,9 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import apsw
 import psycopg
@@ -24,9 +25,11 @@ from replication_manager.announcer import HiddenAnnouncer
 from replication_manager.applier import Applier
 from replication_manager.backfill import Backfiller
 from replication_manager.change_log import ChangeLogKeeper
+from replication_manager.change_store import LOG_BYTES
 from replication_manager.history import read_history, require_same_past
 from replication_manager.indexes import IndexKeeper
 from replication_manager.initial_sync import SyncSettings, run_initial_sync
+from replication_manager.lag_reports import LagReports
 from replication_manager.local_replica import require_usable
 from replication_manager.memory import return_free_memory
 from replication_manager.position import SlotPosition
@@ -43,6 +46,7 @@ from replication_manager.slot import (
     start_streaming,
     take_over,
 )
+from replication_manager.slot_guard import SlotGuard
 from replication_manager.stream import ChangeStream, StreamLimits
 from replication_manager.walsender import ReplicationConnection, StreamEnded
 from zerocache.config import Config
@@ -56,7 +60,7 @@ from zerocache.metrics import Metrics
 from zerocache.postgres.connection import connect, is_transient
 from zerocache.postgres.setup import Upstream, set_up_upstream
 from zerocache.postgres.shard import ShardNames
-from zerocache.protocol.versions import Watermark
+from zerocache.protocol.versions import Watermark, lsn_from_watermark, lsn_to_text
 from zerocache.replica import damage
 from zerocache.replica.layout import load_tables
 from zerocache.replica.reader import open_replica, read_state
@@ -70,6 +74,7 @@ _STABLE_AFTER_S = 30.0
 # With these the server ends a stream that can never get further.
 # Of the disk, or of the limits set for this process.
 _NOT_WRITABLE = (apsw.FullError, apsw.IOError, apsw.CantOpenError, apsw.ReadOnlyError, OSError)
+_DECODING_ATTEMPTS = 5
 _UNUSABLE = (psycopg.errors.UndefinedObject, psycopg.errors.ObjectNotInPrerequisiteState)
 
 log = structlog.get_logger(__name__)
@@ -116,6 +121,11 @@ class ReplicationService:
         )
         self._metrics = metrics
         self._change_log = ChangeLogKeeper(config, self._shard, metrics)
+        self._reports = LagReports(self._shard, metrics)
+        # What was found about the slot; None before the first stream.
+        self._guard: SlotGuard | None = None
+        # The newest version that was announced.
+        self._version: Watermark | None = None
         # Tells our walsender from that of another node in pg_stat_activity, which cuts at 63.
         self._purpose = f"replication-{config.task_id}"[:58]
         self._hidden = HiddenAnnouncer()
@@ -124,6 +134,8 @@ class ReplicationService:
         self._started_s = time.monotonic()
         # True once a stream was begun: from then on workers serve, and only waiting is left.
         self._was_ready = False
+        # How often in a row the server ended the stream with an internal error.
+        self._decoding_failures = 0
         # Why the present replica is of no use; set by the session that found out.
         self._resync_reason: ResyncRequired | None = None
 
@@ -141,6 +153,8 @@ class ReplicationService:
                 self._backoff_s = min(2 * self._backoff_s, _LONGEST_BACKOFF_S)
         except Stopped:
             return
+        finally:
+            self._leave_slot()
 
     def _run_session(self) -> None:
         """One session, and what follows from its end."""
@@ -155,12 +169,20 @@ class ReplicationService:
         except StreamEnded as ended:
             if isinstance(ended.cause, _UNUSABLE):
                 self._resync(_unusable(ended.cause))
+            elif self._is_undecodable(ended.cause):
+                self._resync(_undecodable(ended.cause))
             else:
                 self._recover(ended)
         except (ConfigurationError, ReplicationError, psycopg.Error) as error:
             self._recover(error)
         except _NOT_WRITABLE as error:
             self._wait_for_space(error)
+
+    def _is_undecodable(self, cause: psycopg.Error | None) -> bool:
+        """Whether the server itself fails again and again to read its WAL."""
+        failed = isinstance(cause, psycopg.errors.InternalError_)
+        self._decoding_failures = self._decoding_failures + 1 if failed else 0
+        return self._decoding_failures >= _DECODING_ATTEMPTS
 
     def _resync(self, reason: ResyncRequired) -> None:
         if not self._config.auto_reset:
@@ -174,6 +196,7 @@ class ReplicationService:
             # Stale data is served on until the next start: the operator asked for that.
             log.error("replication_halted", reason=str(error))
             self._stop.wait(None)
+        self._decoding_failures = 0
         self._resync_reason = reason
 
     def _recover(self, error: Exception) -> None:
@@ -231,8 +254,15 @@ class ReplicationService:
             workers=self._config.initial_sync.table_copy_workers,
             failover=self._config.upstream.pg_replication_slot_failover,
             report=self._callbacks.progress,
+            # While it copies, nothing is acknowledged: that is when a slot is lost most easily.
+            claimed=self._watch_slot,
         )
-        run_initial_sync(settings, self._stop)
+        self._leave_slot()
+        try:
+            run_initial_sync(settings, self._stop)
+        except BaseException:
+            self._leave_slot()
+            raise
         return_free_memory()
         self._resync_reason = None
 
@@ -258,6 +288,8 @@ class ReplicationService:
         with ExitStack() as stack:
             with connect(self._url, "slot-management") as control:
                 slot = find_slot(control, self._shard, writer.state.replica_version)
+                # The slot is watched even while the change database is away.
+                self._watch_slot(slot.name)
                 # Before the other's walsender is ended: it must find out that it was succeeded.
                 change_log = self._change_log.claim(stack)
                 take_over(
@@ -274,8 +306,16 @@ class ReplicationService:
             backfiller = stack.enter_context(closing(Backfiller(self._url, self._shard, writer)))
             watch = self._watch_schema(upstream, stack)
 
+            # One for all: it remembers what transactions under way may still bring.
+            events = SchemaEvents(
+                writer,
+                self._shard,
+                watch.changed,
+                self._hidden.announce,
+                complete=upstream.ddl_detection,
+            )
+
             def new_applier() -> Applier:
-                events = SchemaEvents(writer, self._shard, watch.changed, self._hidden.announce)
                 return Applier(writer, watch.confirm, events)
 
             plan = change_log.resume(writer, position, slot, new_applier, self._stop)
@@ -289,6 +329,7 @@ class ReplicationService:
 
             def housekeeping() -> None:
                 self._check_reports()
+                self._watch_slot(slot.name).check()
                 watch.check()
                 self._improve_indexes(writer, limits)
 
@@ -297,16 +338,50 @@ class ReplicationService:
                 writer,
                 new_applier(),
                 position,
-                self._callbacks.publish,
+                self._publish,
                 housekeeping,
                 limits,
                 backfiller,
                 change_log.start(writer, plan, slot, stack),
+                self._reports,
             )
             self._run_stream(stream, writer)
 
+    def _publish(self, version: Watermark) -> None:
+        self._version = version
+        self._callbacks.publish(version)
+
+    def _watch_slot(self, slot: str) -> SlotGuard:
+        """The guard of the slot, which outlives sessions."""
+        if self._guard is None or self._guard.slot != slot:
+            self._leave_slot()
+            report_s = self._config.replication_lag.report_interval_ms / 1_000
+            self._guard = SlotGuard(
+                self._url, slot, self._metrics, self._reports, report_s=report_s
+            )
+            self._guard.start()
+        return self._guard
+
+    def _leave_slot(self) -> None:
+        if self._guard is not None:
+            self._guard.end()
+            self._guard = None
+
+    def figures(self) -> dict[str, Any]:
+        """What ``/statz`` shows; from any thread."""
+        health = None if self._guard is None else self._guard.health
+        version = self._version
+        metrics = self._metrics.snapshot()
+        return {
+            "stateVersion": version,
+            "lsn": None if version is None else lsn_to_text(lsn_from_watermark(version)),
+            "slot": None if health is None else {**asdict(health), "problem": health.problem},
+            "metrics": metrics,
+            "changeLog": {"changeLogSize": metrics.get(LOG_BYTES)},
+        }
+
     def _run_stream(self, stream: ChangeStream, writer: ReplicaWriter) -> None:
-        self._callbacks.publish(writer.state.version)
+        self._publish(writer.state.version)
         if not self._was_ready:
             self._was_ready = True
             self._callbacks.ready()
@@ -349,8 +424,8 @@ class ReplicationService:
         if self._indexes.work(writer, lambda: self._stop.is_set, at_most_s):
             # Announced again, the version makes workers look at the file anew.
             version = writer.state.version
-            self._callbacks.publish(version)
-            writer.maintain(lambda: self._callbacks.publish(version))
+            self._publish(version)
+            writer.maintain(lambda: self._publish(version))
 
     def _finish(self, stream: ChangeStream) -> None:
         try:
@@ -374,6 +449,13 @@ def _unusable(error: psycopg.Error) -> ResyncRequired:
     return ResyncRequired(
         f"upstream cannot go on where the replica is ({error.diag.message_primary}): a publication "
         "was made anew meanwhile, or the slot was invalidated; a new initial sync is needed"
+    )
+
+
+def _undecodable(error: psycopg.Error | None) -> ResyncRequired:
+    return ResyncRequired(
+        f"the server cannot decode its own WAL after the replica's position ({error}), as often as "
+        "it was tried: what comes after that can only be copied; a new initial sync is needed"
     )
 
 

@@ -8,10 +8,10 @@ it lasts. It never changes the slot. Invariant: a slot that is invalidated or go
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import psycopg
 import structlog
@@ -24,13 +24,17 @@ from zerocache.metrics import Metrics
 
 _INTERVAL_S = 5.0
 _REPEAT_S = 300.0
+# A probe that takes longer than this many intervals is worth a line.
+_MISSED_REPORTS = 2
 _FLUSHABLE_FROM = 170_000
 
 log = structlog.get_logger(__name__)
 
 
 class SlotGuard:
-    """A context manager; ``check`` may be called from any thread.
+    """Runs from :meth:`start` to :meth:`end`; ``check`` may be called from any thread.
+
+    * One per slot and life of it: a name that was dropped and made again is another slot.
 
     ``report_s``: between probes of lag; 0 or less sends none.
     """
@@ -46,7 +50,7 @@ class SlotGuard:
         interval_s: float = _INTERVAL_S,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._slot = slot
+        self.slot = slot
         self._metrics = metrics
         self._reports = reports
         self._report_s = report_s
@@ -58,25 +62,20 @@ class SlotGuard:
         # The status that was logged last, and when.
         self._told: tuple[str | None, float] = (None, 0.0)
         self._next_report = monotonic()
+        self._missing_told_at = -math.inf
         self._thread = BackgroundConnection(url, "slot-guard", self._work)
 
-    def __enter__(self) -> Self:
+    def start(self) -> None:
         self._thread.__enter__()
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._thread.__exit__(kind, error, trace)
+    def end(self) -> None:
+        self._thread.end()
 
     def check(self) -> None:
         """``ResyncRequired`` if the slot cannot be used any more."""
         health = self.health
         if health is not None and health.status in ("lost", "missing"):
-            raise ResyncRequired(f"the replication slot {self._slot}: {health.problem}")
+            raise ResyncRequired(f"the replication slot {self.slot}: {health.problem}")
 
     def _work(self, connection: psycopg.Connection[Any], thread: BackgroundConnection) -> None:
         while not thread.is_ending:
@@ -84,15 +83,16 @@ class SlotGuard:
             if self._report_s > 0 and self._now() >= self._next_report:
                 self._next_report = self._now() + self._report_s
                 self._probe(connection)
-            self._reports.observe()
-            thread.wait(min(self._interval_s, self._report_s or self._interval_s))
+            self._observe_reports()
+            pause_s = self._interval_s
+            thread.wait(min(pause_s, self._report_s) if self._report_s > 0 else pause_s)
 
     def _look(self, connection: psycopg.Connection[Any]) -> None:
         # As JSON, because what is known of a slot differs between versions.
         row = connection.execute(
             "SELECT pg_current_wal_lsn()::text, (SELECT to_jsonb(s) FROM pg_replication_slots s "
             "WHERE s.slot_name = %s)",
-            [self._slot],
+            [self.slot],
         ).fetchone()
         assert row is not None
         health = self._history.judge(row[1], row[0], self._now())
@@ -119,11 +119,11 @@ class SlotGuard:
             return
         self._told = (kind, self._now())
         if problem is None:
-            log.info("slot_healthy", slot=self._slot, lag_bytes=health.lag_bytes)
+            log.info("slot_healthy", slot=self.slot, lag_bytes=health.lag_bytes)
             return
         log.warning(
             "slot_in_danger",
-            slot=self._slot,
+            slot=self.slot,
             wal_status=health.wal_status,
             retained_bytes=health.retained_bytes,
             safe_bytes=health.safe_bytes,
@@ -131,6 +131,14 @@ class SlotGuard:
             lag_s=round(health.lag_s),
             problem=problem,
         )
+
+    def _observe_reports(self) -> None:
+        missing_s = self._reports.observe() / 1_000
+        if self._report_s <= 0 or missing_s <= _MISSED_REPORTS * self._report_s:
+            return
+        if self._now() - self._missing_told_at >= _REPEAT_S:
+            self._missing_told_at = self._now()
+            log.warning("lag_report_missing", seconds=round(missing_s), slot=self.slot)
 
     def _probe(self, connection: psycopg.Connection[Any]) -> None:
         number, sent_ms = self._reports.next_probe()

@@ -19,6 +19,7 @@ import structlog
 from replication_manager.applier import Applier
 from replication_manager.backfill import Backfiller
 from replication_manager.change_store import ChangeStore
+from replication_manager.lag_reports import LagReports
 from replication_manager.position import SlotPosition
 from replication_manager.segments import SegmentBuilder
 from replication_manager.walsender import (
@@ -87,6 +88,7 @@ class ChangeStream:
         limits: StreamLimits,
         backfiller: Backfiller,
         change_log: LogWriter,
+        reports: LagReports,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._connection = connection
@@ -96,6 +98,7 @@ class ChangeStream:
         self._backfiller = backfiller
         self._segments = change_log.builder
         self._store = change_log.store
+        self._reports = reports
         self._publish = publish
         self._check = check
         self._limits = limits
@@ -144,6 +147,8 @@ class ChangeStream:
         kind = frame[0]
         if kind == _XLOG:
             payload = bytes(frame[XLOG_HEADER_SIZE:])
+            if self._reports.concerns(payload):
+                self._reports.received(payload)
             self._segments.add(payload)
             if self._applier.apply(payload):
                 self._transaction_ended()
@@ -165,7 +170,7 @@ class ChangeStream:
             self._housekeeping(now)
 
     def _commit_group(self) -> None:
-        if self._group_since is None or self._applier.in_transaction:
+        if self._group_since is None or self._applier.in_transaction or self._backfiller.holds:
             return
         reach(Place.BEFORE_COMMIT)
         state = self._writer.commit()
@@ -178,6 +183,7 @@ class ChangeStream:
         if self._unacked_since is None:
             self._unacked_since = now
         self._hand_over(now)
+        self._reports.applied()
         self._writer.maintain(lambda: self._publish(state.version))
 
     def _hand_over(self, now: float) -> None:
@@ -227,22 +233,24 @@ class ChangeStream:
         self._unacked_since = self._idle_acked_at
 
     def _backfill(self) -> bool:
-        """A chunk of a backfill, if there is one; True if something was committed."""
+        """A chunk of a backfill, if there is one; True if something was written."""
         if self._applier.in_transaction or not self._backfiller.active_or_due:
             return False
-        self._commit_group()  # chunks are transactions of their own
+        self._commit_group()  # chunks are groups of their own
         if not self._backfiller.step():
             return False
-        state = self._writer.state
-        self._publish(state.version)
-        self._writer.maintain(lambda: self._publish(state.version))
+        if self._group_since is None:
+            self._group_since = self._now()
+        self._commit_group()
         return True
 
     def _wait(self) -> None:
+        if self._group_since is None and not self._applier.in_transaction:
+            self._reports.applied()
         now = self._now()
         self._housekeeping(now)
         timeout_s = self._limits.check_interval_s
-        if self._backfiller.active:
+        if self._backfiller.active or self._backfiller.holds:
             timeout_s = self._limits.backfill_poll_s
         if self._unacked_since is not None:
             due = self._unacked_since + self._limits.ack_interval_s - now

@@ -91,7 +91,7 @@ class ClientGroup:
         self._services = services
         self._lock = asyncio.Lock()
         self._audience = Audience()
-        self._keeper = RecordKeeper(group_id, services.store)
+        self._keeper = RecordKeeper(group_id, services.store, services.facts.author)
         self._view = GroupView(
             self,
             self._keeper,
@@ -119,8 +119,8 @@ class ClientGroup:
             if not self._audience.has(client):
                 return  # replaced while it waited
             self.check_user(client.user_id)
-            await self._load()
-            await self._check_cookie(client)
+            fresh = await self._load()
+            await self._check_cookie(client, fresh=fresh)
             declared = declared_schema(self._record, message)
             await self._check_schema(declared)
             limits = self._services.limits
@@ -350,10 +350,17 @@ class ClientGroup:
         client.admitted = True
         client.validated_s = asyncio.get_running_loop().time()
 
-    async def _load(self) -> None:
+    async def _load(self) -> bool:
+        """True if it was not loaded before."""
         if self._loaded:
-            return
+            return False
         record = await self._keeper.load()
+        if record.deleted:
+            raise ClientFacingError(
+                "ClientNotFound",
+                "The client group was inactive for so long that the server forgot it; start a "
+                "new one.",
+            )
         self._audience.restart(record.version)
         _, replica_version, _ = await self._services.engine.state()
         newer = record.replica_version is not None and record.replica_version > replica_version
@@ -368,8 +375,9 @@ class ClientGroup:
         schema = record.client_schema
         self._view.start(client_tables(schema) if schema else None, new=not record.exists)
         self._loaded = True
+        return True
 
-    async def _check_cookie(self, client: Client) -> None:
+    async def _check_cookie(self, client: Client, *, fresh: bool) -> None:
         """§4.2.2, with one difference: data advances are not recorded, so a cookie of such an
         advance, made before this object or by another server, may be newer than the record."""
         base = client.base
@@ -379,10 +387,20 @@ class ClientGroup:
             raise ClientFacingError(
                 "ClientNotFound", "The server does not know this client group; start a new one."
             )
+        own = base.issuer == self._services.facts.author
+        if not (own or fresh) and base > self._record.version:
+            # Perhaps its server knows of changes that this object does not.
+            await self._keeper.verify()
+        await self._reach_cookie(base, own=own)
+        if not self._record.was_known_at(base):
+            await self._view.start_over_from(base)
+
+    async def _reach_cookie(self, base: ViewVersion, *, own: bool) -> None:
+        """Be at ``base`` at least."""
         version = self._audience.version
         if base <= version:
             return
-        seen = not self._view.cold and base.issuer == self._services.facts.author
+        seen = not self._view.cold and own
         if seen or base != ViewVersion.of_issuer(base.issuer, base.state):
             raise ClientFacingError(
                 "InvalidConnectionRequestBaseCookie",

@@ -68,6 +68,7 @@ class Dispatcher:
         on_keepalive: Callable[[], None] | None = None,
         not_ready_because: Callable[[], str | None] = lambda: None,
         worker_figures: WorkerFigures | None = None,
+        replication_figures: WorkerFigures | None = None,
         groups: Mapping[str, StatzGroup] | None = None,
         head_timeout_s: float = HEAD_TIMEOUT_S,
     ) -> None:
@@ -77,6 +78,7 @@ class Dispatcher:
         self._groups = default_groups(config) if groups is None else groups
         self._not_ready_because = not_ready_because
         self._worker_figures = worker_figures
+        self._replication_figures = replication_figures
         self._trusted = parse_networks(config.trusted_proxies)
         self._head_timeout_s = head_timeout_s
         self._listeners: list[socket.socket] = []
@@ -210,6 +212,11 @@ class Dispatcher:
         if admin and self._worker_figures is not None:
             figures = await self._worker_figures()
             groups["workers"] = lambda: figures
+        if admin and self._replication_figures is not None:
+            replication = dict(await self._replication_figures())
+            change_log = replication.pop("changeLog", {})
+            groups["replication"] = lambda: replication
+            groups["changeLog"] = lambda: change_log
         return await asyncio.to_thread(answer_statz, request, self._config, groups)
 
 

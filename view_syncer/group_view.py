@@ -127,6 +127,18 @@ class GroupView:
 
     # -- steps of tasks --------------------------------------------------------------------------
 
+    async def start_over_from(self, base: ViewVersion) -> None:
+        """A client came with a cookie that proves nothing: all it has is to be replaced, which
+        takes a version above it, and recent pokes do not lead there."""
+        with self._advances.held():
+            version = self._audience.version
+            if base >= version:
+                version = max(
+                    self._facts.version_after(base), replace(base, config=base.config + 1)
+                )
+                await self._keeper.save(ConfigChange(meta=True), version)
+            self._audience.restart(version)
+
     async def commit(self, change: ConfigChange) -> None:
         """Write a configuration change, then poke its desired patches (§4.2.6)."""
         if not change and self._record.exists:
@@ -298,6 +310,8 @@ class GroupView:
     async def _held(self, base: ViewVersion | None) -> frozenset[RowKey] | None:
         """The rows a client at ``base`` has; None if that cannot be proven."""
         if base is None or base < self._record.provable_from:
+            return None
+        if not self._record.was_known_at(base):
             return None
         units: set[str] = set()
         for query in self._record.queries.values():

@@ -205,13 +205,13 @@ class Cvr(Group):
         None, "Set internally.", ge=0, hidden=True, inert=True
     )
     garbage_collection_inactivity_threshold_hours: Number = option(
-        48, "Idle time before a client view record may be purged.", ge=0, inert=True
+        48, "Idle time before a client view record may be purged.", ge=0
     )
     garbage_collection_initial_interval_seconds: Number = option(
-        60, "First purge interval; grows while there is nothing to purge.", ge=0, inert=True
+        60, "First purge interval; grows while there is nothing to purge.", ge=0
     )
     garbage_collection_initial_batch_size: Whole = option(
-        25, "Records per purge; 0 disables purging.", ge=0, inert=True
+        25, "Records per purge; 0 disables purging.", ge=0
     )
 
 
@@ -221,7 +221,7 @@ class Change(Group):
     )
     max_conns: Whole = option(5, "Connections to the change database.", ge=1, inert=True)
     statement_timeout_ms: Number = option(
-        20_000, "Limit on change-log statements.", ge=0, hidden=True, inert=True
+        20_000, "Limit on change-log statements.", ge=0, hidden=True
     )
     log_batch_size: Whole = option(
         2000, "Rows per change-log INSERT.", ge=1, hidden=True, inert=True

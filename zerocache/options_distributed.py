@@ -35,7 +35,7 @@ class ChangeStreamer(Group):
         ("eth", "en"), "Network interfaces to advertise, by prefix.", hidden=True, inert=True
     )
     back_pressure_limit_heap_proportion: Number = option(
-        0.04, "Queue budget as a share of the memory limit.", ge=0, le=1, inert=True
+        0.04, "Queue budget as a share of the memory limit.", ge=0, le=1
     )
     flow_control_consensus_padding_seconds: Number = option(
         1, "Extra wait for slow subscribers.", inert=True
@@ -63,7 +63,7 @@ class ChangeStreamer(Group):
 
 class ReplicationLag(Group):
     report_interval_ms: Number = option(
-        30_000, "Interval of the lag probe through upstream; 0 disables.", inert=True
+        30_000, "Interval of the lag probe through upstream; 0 disables."
     )
 
 

@@ -186,6 +186,10 @@ class Node:
         accepted = {"connectionsCounted": counts.total, "connectionsRefused": counts.refused}
         return {"total": {**total, **accepted}, **figures}
 
+    async def replication_figures(self) -> dict[str, Any]:
+        """What the replication process says of itself."""
+        return await self._figures_of(self._replication)
+
     async def _figures_of(self, role: Role) -> dict[str, Any]:
         child = role.child
         if child is None or not child.ready.is_set() or child.ended.done():
@@ -217,6 +221,7 @@ class Node:
             on_keepalive=keepalive.call if keepalive else None,
             not_ready_because=self.not_ready_because,
             worker_figures=self.worker_figures,
+            replication_figures=self.replication_figures,
         )
         try:
             # Bound early, so that a port in use is found before a long initial sync.

@@ -12,11 +12,13 @@ import pytest
 
 from replication_manager.applier import Applier
 from replication_manager.backfill import Backfiller
+from replication_manager.lag_reports import LagReports
 from replication_manager.position import SlotPosition
 from replication_manager.schema_events import SchemaEvents
 from replication_manager.segments import Part, SegmentBuilder
 from replication_manager.stream import ChangeStream, LogWriter, StreamLimits
 from replication_manager.walsender import StreamEnded
+from zerocache.metrics import Metrics
 from zerocache.postgres.shard import ShardNames
 from zerocache.protocol.versions import Lsn, Watermark, watermark_from_lsn
 from zerocache.replica.bulk import BulkLoader
@@ -190,6 +192,7 @@ def _run(
         limits or StreamLimits(),
         Backfiller("postgresql://nobody", _SHARD, replica.writer),
         _log(store or ScriptedStore()),
+        LagReports(_SHARD, Metrics()),
         monotonic=lambda: connection.now,
     )
     with pytest.raises(_Ended):
@@ -305,6 +308,7 @@ def test_silence_of_the_server_ends_the_stream(replica: Replica) -> None:
         StreamLimits(inbound_timeout_s=120),
         Backfiller("postgresql://nobody", _SHARD, replica.writer),
         _log(ScriptedStore()),
+        LagReports(_SHARD, Metrics()),
         monotonic=lambda: connection.now,
     )
     with pytest.raises(StreamEnded):

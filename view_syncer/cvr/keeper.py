@@ -12,7 +12,7 @@ import asyncio
 import structlog
 
 from view_syncer.cvr.record import ConfigChange, GroupRecord
-from view_syncer.cvr.store import RecordStore, StoreUnavailable
+from view_syncer.cvr.store import ConcurrentModification, RecordStore, StoreUnavailable
 from view_syncer.ttl_clock import TtlClock
 from zerocache.protocol.versions import NEVER, ViewVersion
 
@@ -22,8 +22,9 @@ log = structlog.get_logger(__name__)
 class RecordKeeper:
     """See the module docstring. Until :meth:`load` has returned the record is empty."""
 
-    def __init__(self, group_id: str, store: RecordStore) -> None:
+    def __init__(self, group_id: str, store: RecordStore, author: int) -> None:
         self._store = store
+        self._author = author
         self.record = GroupRecord(group_id)
         self.clock = TtlClock(asyncio.get_running_loop().time)
         # The version the store has; a save must find it there.
@@ -37,11 +38,21 @@ class RecordKeeper:
         self.clock.load(record.ttl_clock_ms)
         return record
 
+    async def verify(self) -> None:
+        """``ConcurrentModification`` if another server wrote the record since."""
+        present = (await self._store.load(self.record.group_id)).version
+        if present != self._stored:
+            raise ConcurrentModification(
+                f"client group {self.record.group_id!r} is at {present.cookie()} now and no longer "
+                f"at {self._stored.cookie()}: another server changed it"
+            )
+
     async def save(self, change: ConfigChange, version: ViewVersion) -> None:
         """``ConcurrentModification`` if another server wrote the record since."""
         record = self.record
         record.version = version
         record.ttl_clock_ms = self.clock.now_ms()
+        record.note_author(self._author, version)
         await self._store.save(record, change, self._stored)
         self._stored = version
         self._provable_from = record.provable_from

@@ -14,10 +14,13 @@ import msgspec
 
 from zerocache.protocol.client_schema import ClientSchema
 from zerocache.protocol.messages import ClearQueries, DeleteQuery, PutQuery, QueryOp
-from zerocache.protocol.versions import NEVER, ViewVersion, Watermark
+from zerocache.protocol.versions import NEVER, NO_STATE, NOBODY, ViewVersion, Watermark
 
 DEFAULT_TTL_MS = 300_000.0
 MAX_TTL_MS = 600_000.0
+
+MAX_TAKEOVERS = 32
+"""Changes of the server that wrote a record of which it knows. Clients of before start over."""
 
 ClientId = str
 QueryHash = str
@@ -91,8 +94,9 @@ class GroupRecord:
     ``version`` is the newest one ever promised by a *config* change; data advances move the
     group's version further without writing here (the replica proves them).
 
-    Clients below ``provable_from`` cannot be caught up by differences. A ``deleted`` record was
-    purged: its clients start over.
+    Clients below ``provable_from`` cannot be caught up by differences. ``takeovers``: from which
+    version on who wrote it, each entry another author than the one before. A ``deleted`` record
+    was purged: its clients start over.
     """
 
     group_id: str
@@ -104,9 +108,25 @@ class GroupRecord:
     replica_version: Watermark | None = None
     ttl_clock_ms: float = 0.0
     provable_from: ViewVersion = NEVER
+    takeovers: list[tuple[ViewVersion, int]] = field(default_factory=list)
     clients: set[ClientId] = field(default_factory=set)
     queries: dict[QueryHash, QueryRecord] = field(default_factory=dict)
     desires: dict[tuple[ClientId, QueryHash], Desire] = field(default_factory=dict)
+
+    def note_author(self, author: int, version: ViewVersion) -> None:
+        """``author`` writes the record at ``version``."""
+        if not self.takeovers or self.takeovers[-1][1] != author:
+            self.takeovers = [*self.takeovers, (version, author)][-MAX_TAKEOVERS:]
+
+    def was_known_at(self, cookie: ViewVersion) -> bool:
+        """Whether the server that issued ``cookie`` knew what the record said of that version.
+        Servers do not look at the record for changes of data; one that goes on issuing cookies
+        after another has written the record may have other queries in mind."""
+        if cookie.state == NO_STATE or cookie.issuer == NOBODY:
+            # Without rows; or a version of the record itself.
+            return True
+        authors = [author for version, author in self.takeovers if version <= cookie]
+        return bool(authors) and authors[-1] == cookie.issuer
 
     def add_client(self, client: ClientId, change: ConfigChange) -> None:
         if client not in self.clients:

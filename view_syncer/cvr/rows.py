@@ -1,4 +1,4 @@
-"""A group's record as rows of tables, and back; the same for every store.
+"""Records and facts as rows of tables, and back; the same for every store.
 
 Owns which rows one save writes: those its :class:`ConfigChange` names, and always the group's
 own. The rows are taken when the save is asked for: what happens to the record afterwards is none
@@ -7,17 +7,22 @@ of its business. No I/O.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import msgspec
 
 from view_syncer.cvr.record import ConfigChange, Desire, GroupRecord, QueryRecord
+from view_syncer.cvr.store import Checkpoint, Delta, StoredFacts, UnitFacts
 from zerocache.protocol.client_schema import ClientSchema
 from zerocache.protocol.versions import ViewVersion, Watermark
 
+_Takeover = tuple[str, int, int]
+"""The state and the configuration of a version, and an author."""
+
 
 class GroupRow(msgspec.Struct, frozen=True):
-    """The columns of a group. ``client_schema`` is JSON text."""
+    """The columns of a group. ``client_schema`` and ``takeovers`` are JSON text."""
 
     group_id: str
     state_version: str
@@ -28,6 +33,7 @@ class GroupRow(msgspec.Struct, frozen=True):
     ttl_clock: float
     provable_state: str
     provable_config: int
+    takeovers: str
 
 
 class ClientRow(msgspec.Struct, frozen=True):
@@ -118,11 +124,37 @@ def record_of(
         replica_version=None if replica is None else Watermark(replica),
         ttl_clock_ms=group.ttl_clock,
         provable_from=_version(group.provable_state, group.provable_config),
+        takeovers=[
+            (_version(state, config), author)
+            for state, config, author in msgspec.json.decode(group.takeovers, type=list[_Takeover])
+        ],
         clients=set(clients),
         queries={row.query_hash: _query(row) for row in queries},
         desires={
             (row.client_id, row.query_hash): Desire(row.ttl_ms, row.inactivated_at_ms)
             for row in desires
+        },
+    )
+
+
+def stored_facts(rows: Sequence[Sequence[Any]]) -> StoredFacts:
+    """From rows (0, -, complete_to, -), (1, unit, version, body) of checkpoints, and (2, unit,
+    version, body) of deltas in their order."""
+    complete_to: Watermark | None = None
+    checkpoints: dict[str, Checkpoint] = {}
+    deltas: dict[str, list[Delta]] = {}
+    for kind, unit, version, body in rows:
+        if kind == 0:
+            complete_to = version
+        elif kind == 1:
+            checkpoints[unit] = Checkpoint(version, body)
+        else:
+            deltas.setdefault(unit, []).append(Delta(version, body))
+    return StoredFacts(
+        complete_to,
+        {
+            unit: UnitFacts(checkpoints.get(unit), deltas.get(unit, []))
+            for unit in checkpoints.keys() | deltas.keys()
         },
     )
 
@@ -139,6 +171,9 @@ def _group_row(record: GroupRecord) -> GroupRow:
         ttl_clock=record.ttl_clock_ms,
         provable_state=record.provable_from.state,
         provable_config=record.provable_from.config,
+        takeovers=msgspec.json.encode(
+            [(version.state, version.config, author) for version, author in record.takeovers]
+        ).decode(),
     )
 
 

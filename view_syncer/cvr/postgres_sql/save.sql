@@ -4,7 +4,8 @@ WITH wanted AS MATERIALIZED (
     SELECT * FROM json_to_recordset(%(groups)s::json) AS w(
         new boolean, old_state text, old_config bigint,
         group_id text, state_version text, config_version bigint, client_schema text,
-        profile_id text, replica_version text, ttl_clock double precision, provable_state text, provable_config bigint)
+        profile_id text, replica_version text, ttl_clock double precision,
+        provable_state text, provable_config bigint, takeovers text)
 ),
 updated AS (
     UPDATE {schema}.view_groups g
@@ -12,19 +13,20 @@ updated AS (
            "clientSchema" = w.client_schema::json, "profileID" = w.profile_id,
            "replicaVersion" = w.replica_version, "ttlClock" = w.ttl_clock,
            "provableState" = w.provable_state,
-           "provableConfig" = w.provable_config, "lastActive" = to_timestamp(%(now)s)
+           "provableConfig" = w.provable_config, takeovers = w.takeovers::json,
+           "lastActive" = to_timestamp(%(now)s)
       FROM wanted w
-     WHERE g."clientGroupID" = w.group_id AND NOT w.new AND NOT g.deleted
+     WHERE g."clientGroupID" = w.group_id AND NOT w.new AND g."deletedAt" IS NULL
        AND g."stateVersion" = w.old_state AND g."configVersion" = w.old_config
     RETURNING g."clientGroupID" AS group_id
 ),
 inserted AS (
     INSERT INTO {schema}.view_groups (
         "clientGroupID", "stateVersion", "configVersion", "clientSchema", "profileID",
-        "replicaVersion", "ttlClock", "provableState", "provableConfig",
+        "replicaVersion", "ttlClock", "provableState", "provableConfig", takeovers,
         "lastActive")
     SELECT group_id, state_version, config_version, client_schema::json, profile_id,
-           replica_version, ttl_clock, provable_state, provable_config,
+           replica_version, ttl_clock, provable_state, provable_config, takeovers::json,
            to_timestamp(%(now)s)
       FROM wanted WHERE new ORDER BY group_id
     ON CONFLICT DO NOTHING
