@@ -110,12 +110,10 @@ def _enforced(indexes: Iterable[PublishedIndex]) -> set[tuple[str, ...]]:
 
 def check_relation(relation: Relation, facts: TableFacts) -> None:
     """Compare what the stream announces with what the replica has, before any of its rows."""
-    types = {column.name: column.type_oid for column in facts.table.columns}
-    announced = {column.name: column.type_oid for column in relation.columns}
     if facts.table.oid != relation.oid:
         change = "was created anew"
-    elif announced != types:
-        change = f"has the columns {sorted(announced)} now (or other types)"
+    elif not has_shape(relation, facts):
+        change = f"has the columns {sorted(c.name for c in relation.columns)} now (or other types)"
     elif relation.identity != facts.table.replica_identity:
         change = f"has replica identity {relation.identity!r} now"
     else:
@@ -124,6 +122,12 @@ def check_relation(relation: Relation, facts: TableFacts) -> None:
         f"table {facts.table.wire_name} {change}: its changes cannot be applied to the replica "
         "as it is; a new initial sync is needed"
     )
+
+
+def has_shape(relation: Relation, facts: TableFacts) -> bool:
+    """Whether rows of ``relation`` have the columns that ``facts`` list."""
+    types = {column.name: column.type_oid for column in facts.table.columns}
+    return types == {column.name: column.type_oid for column in relation.columns}
 
 
 class SchemaWatch:

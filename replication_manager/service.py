@@ -77,6 +77,7 @@ _WRONG_PATH = (
     apsw.CantOpenError, apsw.ReadOnlyError,
     PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError,
 )  # fmt: skip
+_DECODING_ATTEMPTS = 5
 # With these the server ends a stream that can never get further.
 _UNUSABLE = (psycopg.errors.UndefinedObject, psycopg.errors.ObjectNotInPrerequisiteState)
 
@@ -137,6 +138,8 @@ class ReplicationService:
         self._started_s = time.monotonic()
         # True once a stream was begun: from then on workers serve, and only waiting is left.
         self._was_ready = False
+        # How often in a row the server ended the stream with an internal error.
+        self._decoding_failures = 0
         # Why the present replica is of no use; set by the session that found out.
         self._resync_reason: ResyncRequired | None = None
 
@@ -170,12 +173,20 @@ class ReplicationService:
         except StreamEnded as ended:
             if isinstance(ended.cause, _UNUSABLE):
                 self._resync(_unusable(ended.cause))
+            elif self._is_undecodable(ended.cause):
+                self._resync(_undecodable(ended.cause))
             else:
                 self._recover(ended)
         except (ConfigurationError, ReplicationError, psycopg.Error) as error:
             self._recover(error)
         except _NOT_WRITABLE as error:
             self._wait_for_space(error)
+
+    def _is_undecodable(self, cause: psycopg.Error | None) -> bool:
+        """Whether the server itself fails again and again to read its WAL."""
+        failed = isinstance(cause, psycopg.errors.InternalError_)
+        self._decoding_failures = self._decoding_failures + 1 if failed else 0
+        return self._decoding_failures >= _DECODING_ATTEMPTS
 
     def _resync(self, reason: ResyncRequired) -> None:
         if not self._config.auto_reset:
@@ -189,6 +200,7 @@ class ReplicationService:
             # Stale data is served on until the next start: the operator asked for that.
             log.error("replication_halted", reason=str(error))
             self._stop.wait(None)
+        self._decoding_failures = 0
         self._resync_reason = reason
 
     def _recover(self, error: Exception) -> None:
@@ -303,8 +315,16 @@ class ReplicationService:
             backfiller = stack.enter_context(closing(Backfiller(self._url, self._shard, writer)))
             watch = self._watch_schema(upstream, stack)
 
+            # One for all: it remembers what transactions under way may still bring.
+            events = SchemaEvents(
+                writer,
+                self._shard,
+                watch.changed,
+                self._hidden.announce,
+                complete=upstream.ddl_detection,
+            )
+
             def new_applier() -> Applier:
-                events = SchemaEvents(writer, self._shard, watch.changed, self._hidden.announce)
                 return Applier(writer, watch.confirm, events)
 
             plan = change_log.resume(writer, position, slot, new_applier, self._stop)
@@ -436,6 +456,13 @@ def _unusable(error: psycopg.Error) -> ResyncRequired:
     return ResyncRequired(
         f"upstream cannot go on where the replica is ({error.diag.message_primary}): a publication "
         "was made anew meanwhile, or the slot was invalidated; a new initial sync is needed"
+    )
+
+
+def _undecodable(error: psycopg.Error | None) -> ResyncRequired:
+    return ResyncRequired(
+        f"the server cannot decode its own WAL after the replica's position ({error}), as often as "
+        "it was tried: what comes after that can only be copied; a new initial sync is needed"
     )
 
 

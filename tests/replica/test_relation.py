@@ -6,6 +6,7 @@ import apsw
 import pytest
 
 from tests.replica.tables import TASK, TASK_INDEXES, build_replica, column, index, table
+from zerocache.protocol.versions import watermark_from_lsn
 from zerocache.replica.published import PublishedSchema
 from zerocache.replica.reader import open_replica
 from zerocache.replica.relation import RelationWriter
@@ -146,3 +147,42 @@ def test_partial_update_collides_by_a_key_made_of_old_and_new_values(
 def test_relations_of_one_shape_are_shared(writer: ReplicaWriter) -> None:
     first = writer.relation("task", TASK_COLUMNS, ["id"])
     assert writer.relation("task", tuple(TASK_COLUMNS), ("id",)) is first
+
+
+def test_indexes_of_unchanged_columns_are_not_named(tmp_path: Path) -> None:
+    """Naming them would write them: with many indexes that is most of an update's cost."""
+    writer = ReplicaWriter(build_replica(tmp_path / "r.db", {"task": [(1, "a", "x", 1.0)]}))
+    relation = writer.relation("task", ("id", "slug", "title", "rank"), ("id",))
+    statements: list[str] = []
+
+    def note(cursor: apsw.Cursor, statement: str, bindings: object) -> bool:
+        statements.append(statement)
+        return True
+
+    relation._cursor.exec_trace = note
+    writer.begin_transaction(watermark_from_lsn(10**6))
+    relation.update(None, [1, "a", "x", 2.0])
+    relation.update(None, [1, "b", UNCHANGED, 2.0])
+    updates = [statement for statement in statements if statement.startswith("UPDATE")]
+    assert ['"slug"' in statement for statement in updates] == [False, True]
+    assert ['"title"' in statement for statement in updates] == [False, False]
+    writer.end_transaction()
+    writer.commit()
+    rows = open_replica(tmp_path / "r.db").execute("SELECT id, slug, title, rank FROM task")
+    assert rows.fetchall() == [(1, "b", "x", 2.0)]
+    writer.close()
+
+
+def test_equal_numbers_of_another_type_are_written(tmp_path: Path) -> None:
+    columns = [column("id", 1, "int4", not_null=True), column("n", 2, "numeric")]
+    numbers = table("t", columns, primary_key=("id",))
+    indexes = (index(numbers, "id", unique=True), index(numbers, "n"))
+    schema = PublishedSchema(tables=(numbers,), indexes=indexes)
+    writer = ReplicaWriter(build_replica(tmp_path / "r.db", {"t": [(1, 1)]}, schema))
+    writer.begin_transaction(watermark_from_lsn(10**6))
+    writer.relation("t", ("id", "n"), ("id",)).update(None, [1, 1.0])
+    writer.end_transaction()
+    writer.commit()
+    rows = open_replica(tmp_path / "r.db").execute("SELECT typeof(n) FROM t").fetchall()
+    assert rows == [("real",)]
+    writer.close()

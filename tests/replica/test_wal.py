@@ -36,7 +36,9 @@ class Harness:
     def write(self, bytes_: int) -> None:
         self.lsn += 1
         self.writer.begin_transaction(watermark_from_lsn(self.lsn))
-        self.writer.update("task", None, {"id": 1, "slug": "a", "title": "x" * bytes_})
+        # Another value each time: an indexed one that is there already would not be written.
+        title = "xy"[self.lsn % 2] * bytes_
+        self.writer.update("task", None, {"id": 1, "slug": "a", "title": title})
         self.writer.end_transaction()
         self.writer.commit()
 

@@ -53,6 +53,8 @@ class RelationWriter:
         self._cursor = connection.cursor()
         self._log = log
         self._quoted = quote(self.table)
+        # What is known of a row that is deleted or leaves its key.
+        self._known_of_old = frozenset(key_columns or self.columns)
         key = tuple(key_columns or ()) or row_key(facts)
         # Without any key, equal rows are interchangeable: each change touches one of them.
         self._keyless = key is None
@@ -71,6 +73,13 @@ class RelationWriter:
         # Positions set when every value is present and the key stays: the usual update.
         self._all = tuple(range(len(self.columns)))
         self._all_but_key = tuple(at for at in self._all if at not in self._key)
+        # Positions of columns besides the key that an index of upstream's has.
+        indexed = {name for index in facts.indexes for name in index.column_names}
+        self._indexed = tuple(at for at in self._all_but_key if self.columns[at] in indexed)
+        looked_up = ", ".join(["_rowid_", *(quote(self.columns[at]) for at in self._indexed)])
+        self._look_sql = f"SELECT {looked_up} FROM {self._quoted} WHERE {self._key_condition}"  # noqa: S608
+        # What is set and how, by the positions that are not.
+        self._narrow: dict[tuple[int, ...], tuple[tuple[int, ...], str]] = {}
 
     def insert(self, row: StoredRow) -> None:
         version = self._log.open_version()
@@ -89,6 +98,8 @@ class RelationWriter:
     def update(self, old: StoredRow | None, new: StoredRow) -> None:
         """Give the row that ``old`` (or else ``new``) identifies the values of ``new``."""
         version = self._log.open_version()
+        if old is None and not self._keyless and self._update_found(new, version):
+            return
         found = new if old is None else old
         positions = self._all_but_key if old is None and not self._keyless else self._all
         if UNCHANGED in new:
@@ -109,12 +120,53 @@ class RelationWriter:
         if self.watch is not None:
             self._watch_update(old, new, rowids)
 
+    def _update_found(self, new: StoredRow, version: str) -> bool:
+        """Update the one row that has the key of ``new``; False if there is none, or several.
+
+        Upstream sends whole rows, and SQLite writes the indexes of every column that an UPDATE
+        names: looking up what indexed columns hold costs less than setting them to the same.
+        """
+        key = [new[at] for at in self._key]
+        found: list[tuple[Any, ...]] = self._cursor.execute(self._look_sql, key).fetchall()
+        if len(found) != 1:
+            return False
+        rowid, *values = found[0]
+        # 1 and 1.0 are equal, but not the same bytes.
+        spared = [
+            at
+            for at, value in zip(self._indexed, values, strict=True)
+            if value == new[at] and type(value) is type(new[at])
+        ]
+        if UNCHANGED in new:
+            spared += [at for at in self._all_but_key if new[at] is UNCHANGED]
+        known = self._narrow.get(tuple(spared))
+        positions, statement = known or self._narrow_statement(tuple(spared))
+        bindings = [new[at] for at in positions]
+        bindings += (version, rowid)
+        try:
+            self._cursor.execute(statement, bindings)
+        except apsw.ConstraintError:
+            self._make_room(new, new)
+            self._cursor.execute(statement, bindings)
+        self._log.record(self.table, rowid, "s")
+        if self.watch is not None:
+            self._watch_update(None, new, [rowid])
+        return True
+
+    def _narrow_statement(self, spared: tuple[int, ...]) -> tuple[tuple[int, ...], str]:
+        positions = tuple(at for at in self._all_but_key if at not in spared)
+        names = [*(self.columns[at] for at in positions), VERSION_COLUMN]
+        assignments = ", ".join(f"{quote(name)} = ?" for name in names)
+        statement = f"UPDATE {self._quoted} SET {assignments} WHERE _rowid_ = ?"  # noqa: S608
+        self._narrow[spared] = positions, statement
+        return positions, statement
+
     def delete(self, old: StoredRow) -> None:
         bindings = [old[at] for at in self._key]
         for rowid in self._rowids(self._delete_sql, bindings):
             self._log.record(self.table, rowid, "d")
         if self.watch is not None:
-            self.watch.deleted.add(self._watched_key(self.watch, old))
+            self.watch.deleted[self._watched_key(self.watch, old)] = self._log.open_version()
 
     def truncate(self) -> None:
         if self.watch is not None:
@@ -130,9 +182,12 @@ class RelationWriter:
         if old is not None:
             before = self._watched_key(watch, old)
             if before != self._watched_key(watch, new):
-                watch.deleted.add(before)
+                watch.deleted[before] = self._log.open_version()
 
     def _watched_key(self, watch: RowWatch, row: StoredRow) -> tuple[SQLiteValue, ...]:
+        if not self._known_of_old.issuperset(watch.key):
+            # A transaction from before the table got another identity: its key says nothing now.
+            watch.cancelled = True
         values = (row[self.columns.index(name)] for name in watch.key)
         return tuple(None if value is UNCHANGED else value for value in values)
 
