@@ -9,9 +9,9 @@ transaction. It never commits and never acknowledges: the stream does, at the bo
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import apsw
+import structlog
 
 from replication_manager.pgoutput import (
     Begin,
@@ -26,23 +26,15 @@ from replication_manager.pgoutput import (
     decode,
 )
 from replication_manager.refused_values import refused
-from replication_manager.schema_drift import check_relation
 from replication_manager.schema_events import SchemaEvents
+from replication_manager.targets import Target, find_facts, make_target
 from zerocache.errors import ReplicationError
 from zerocache.failpoints import Place, reach
 from zerocache.protocol.versions import watermark_from_lsn
 from zerocache.replica.published import wire_name
-from zerocache.replica.relation import RelationWriter
-from zerocache.replica.types import StoredRow, TextRow, column_decoder, row_decoder
 from zerocache.replica.writer import ReplicaWriter
 
-
-@dataclass(frozen=True, slots=True)
-class _Target:
-    """Where rows of one relation go, and how their text becomes stored values."""
-
-    writer: RelationWriter
-    decode: Callable[[TextRow], StoredRow]
+log = structlog.get_logger(__name__)
 
 
 class Applier:
@@ -66,7 +58,7 @@ class Applier:
         # What upstream said about each relation; targets are made from it when rows come, and
         # again when the replica's schema has changed since.
         self._relations: dict[int, Relation] = {}
-        self._targets: dict[int, _Target] = {}
+        self._targets: dict[int, Target] = {}
         self._generation = writer.generation
         # Unknown tables whose rows were passed over in the open transaction: commands like CREATE
         # TABLE AS write rows before the table is announced.
@@ -143,13 +135,13 @@ class Applier:
                     target.writer.truncate()
             self.changes += len(message.relations)
 
-    def _target(self, oid: int) -> _Target | None:
+    def _target(self, oid: int) -> Target | None:
         if self._generation != self._writer.generation:
             self._generation = self._writer.generation
             self._targets.clear()
         return self._targets.get(oid) or self._new_target(oid)
 
-    def _new_target(self, oid: int) -> _Target | None:
+    def _new_target(self, oid: int) -> Target | None:
         """The target of a relation as it is now; None if the replica does not have the table."""
         message = self._relations.get(oid)
         if message is None:
@@ -158,21 +150,13 @@ class Applier:
                 "the stream is not what PostgreSQL promises; it is begun again",
                 code="ZC234",
             )
-        facts = self._writer.tables().get(wire_name(message.schema, message.name))
+        facts = find_facts(self._writer, message)
         if facts is None:
             self._skipped[oid] = wire_name(message.schema, message.name)
             return None
-        check_relation(message, facts)
+        target = make_target(self._writer, self._schema_events, message, facts)
         self._confirm(self._lsn)
-        names = [column.name for column in message.columns]
-        by_name = {column.name: column for column in facts.table.columns}
-        keys = [column.name for column in message.columns if column.is_key]
-        # With identity FULL all columns are flagged, but they are no key.
-        key_columns = None if message.identity == "f" or not keys else keys
-        target = self._targets[oid] = _Target(
-            self._writer.relation(facts.table.wire_name, names, key_columns),
-            row_decoder([column_decoder(by_name[name]) for name in names]),
-        )
+        self._targets[oid] = target
         return target
 
     def _begin(self, message: Begin) -> None:
@@ -184,13 +168,22 @@ class Applier:
             self._writer.begin_transaction(watermark)
 
     def _commit(self, _: Commit) -> None:
-        for table in self._skipped.values():
-            self._writer.facts(table)  # raises
+        if self._skipped:
+            self._pass_over()
         if not self._skipping:
             reach(Place.MID_APPLY)
             self._writer.end_transaction()
         self.in_transaction = False
         self._skipping = False
+
+    def _pass_over(self) -> None:
+        """Rows came of tables that the replica does not have. If all changes are announced, the
+        tables have just gone, or will be announced and then read from the beginning."""
+        for table in self._skipped.values():
+            if not self._schema_events.complete:
+                self._writer.facts(table)  # raises
+            log.info("rows_of_unpublished_table_skipped", table=table)
+        self._skipped.clear()
 
     def _relation(self, message: Relation) -> None:
         self._relations[message.oid] = message

@@ -2,7 +2,9 @@
 
 Owns the passes over one table at a time: a temporary slot yields a snapshot at an exact position, a
 thread copies the table out of it, and the stream's thread merges chunks between upstream's
-transactions, once the stream itself has passed the snapshot. The list of what is to be done is in
+transactions, once the stream itself has passed the snapshot. It commits nothing: that is the
+stream's part, which holds commits back for a moment (:attr:`Backfiller.holds`) where a backfill
+that ends soon spares readers an interruption. The list of what is to be done is in
 the replica (pending.py) and how rows are merged in refresh.py. Invariant: rows of a snapshot are
 only applied when every transaction before it has been applied, and none of the schema changes that
 followed it.
@@ -42,6 +44,9 @@ _FIRST_BACKOFF_S = 2.0
 _LONGEST_BACKOFF_S = 60.0
 # The schema moved on while a pass began; the announcement is on its way.
 _MISMATCH_RETRY_S = 0.2
+# How long readers are kept at the time before a schema change that takes something from them.
+# Nothing else is replicated meanwhile.
+_HOLD_S = 3.0
 _CHUNKS_AHEAD = 2
 _QUEUE_POLL_S = 0.1
 
@@ -169,7 +174,8 @@ class _Pass:
 
 
 class Backfiller:
-    """Belongs to the stream's thread. ``step`` is called between transactions, often."""
+    """Belongs to the stream's thread. ``step`` is called between transactions, often; what it
+    writes are ended transactions of the writer."""
 
     def __init__(
         self,
@@ -186,6 +192,18 @@ class Backfiller:
         # When a table that failed may be tried again, and how long it waits the next time.
         self._not_before: dict[int, float] = {}
         self._backoff_s: dict[int, float] = {}
+        # When the hold ends that is under way.
+        self._hold_until: float | None = None
+
+    @property
+    def holds(self) -> bool:
+        """Whether commits should wait: a table that readers use is about to be complete again."""
+        if not self._writer.interrupted:
+            self._hold_until = None
+            return False
+        if self._hold_until is None:
+            self._hold_until = self._now() + _HOLD_S
+        return self._now() < self._hold_until
 
     @property
     def active(self) -> bool:
@@ -200,7 +218,7 @@ class Backfiller:
         self._end_pass()
 
     def step(self) -> bool:
-        """Do a little; True if something was committed. Never waits for upstream."""
+        """Do a little; True if something was written. Never waits for upstream."""
         running = self._pass
         if running is None:
             self._begin_pass()
@@ -218,11 +236,12 @@ class Backfiller:
         return self._handle(running, item)
 
     def _has_passed(self, snapshot: Snapshot) -> bool:
-        return lsn_from_watermark(self._writer.state.version) >= snapshot.position
+        return lsn_from_watermark(self._writer.position) >= snapshot.position
 
     def _begin_pass(self) -> None:
         now = self._now()
-        for oid in self._writer.pending:
+        interrupted = self._writer.interrupted
+        for oid in sorted(self._writer.pending, key=lambda oid: oid not in interrupted):
             if self._not_before.get(oid, 0.0) <= now:
                 # The watch begins before the snapshot is taken: nothing falls between them.
                 refresh = self._writer.start_refresh(oid)
@@ -272,7 +291,6 @@ class Backfiller:
         except apsw.TooBigError as error:
             raise refused(error, refresh.facts.table.wire_name) from None
         self._writer.end_transaction()
-        self._writer.commit()
         reach(Place.MID_BACKFILL)
         running.rows += len(item.rows)
         return True
@@ -284,7 +302,6 @@ class Backfiller:
         if complete:
             self._writer.end_refresh()
         self._writer.end_transaction()
-        self._writer.commit()
         if complete:
             log.info("backfill_finished", table=table, rows=running.rows)
             self._backoff_s.pop(running.oid, None)
@@ -312,6 +329,8 @@ class Backfiller:
         wait_s = self._backoff_s.get(running.oid, _FIRST_BACKOFF_S)
         self._backoff_s[running.oid] = min(2 * wait_s, _LONGEST_BACKOFF_S)
         self._not_before[running.oid] = self._now() + wait_s
+        if self._hold_until is not None:
+            self._hold_until = self._now()
         reason = "the table has no key to match rows by" if error is None else str(error)
         log.warning(
             "backfill_failed",

@@ -22,7 +22,7 @@ import structlog
 from replication_manager.pgoutput import Relation
 from replication_manager.signals import Stopped, StopSignal
 from zerocache.errors import ConfigurationError, ResyncRequired
-from zerocache.postgres.connection import connect
+from zerocache.postgres.connection import abort, connect
 from zerocache.postgres.ddl import announced_schema, is_announced
 from zerocache.postgres.introspection import read_published_schema
 from zerocache.postgres.shard import ShardNames
@@ -36,6 +36,7 @@ from zerocache.replica.published import (
 )
 
 _INTERVAL_S = 5.0
+_PATIENCE_S = 1.0
 
 log = structlog.get_logger(__name__)
 
@@ -110,12 +111,10 @@ def _enforced(indexes: Iterable[PublishedIndex]) -> set[tuple[str, ...]]:
 
 def check_relation(relation: Relation, facts: TableFacts) -> None:
     """Compare what the stream announces with what the replica has, before any of its rows."""
-    types = {column.name: column.type_oid for column in facts.table.columns}
-    announced = {column.name: column.type_oid for column in relation.columns}
     if facts.table.oid != relation.oid:
         change = "was created anew"
-    elif announced != types:
-        change = f"has the columns {sorted(announced)} now (or other types)"
+    elif not has_shape(relation, facts):
+        change = f"has the columns {sorted(c.name for c in relation.columns)} now (or other types)"
     elif relation.identity != facts.table.replica_identity:
         change = f"has replica identity {relation.identity!r} now"
     else:
@@ -124,6 +123,12 @@ def check_relation(relation: Relation, facts: TableFacts) -> None:
         f"table {facts.table.wire_name} {change}: its changes cannot be applied to the replica "
         "as it is; a new initial sync is needed"
     )
+
+
+def has_shape(relation: Relation, facts: TableFacts) -> bool:
+    """Whether rows of ``relation`` have the columns that ``facts`` list."""
+    types = {column.name: column.type_oid for column in facts.table.columns}
+    return types == {column.name: column.type_oid for column in relation.columns}
 
 
 class SchemaWatch:
@@ -153,6 +158,8 @@ class SchemaWatch:
         self._differences: list[str] = []
         # What committed upstream before this position was seen by a comparison.
         self._seen: int = 0
+        # The thread's connection, while it has one.
+        self._watching: psycopg.Connection[Any] | None = None
         # Opened when first needed, for comparisons in the stream's thread.
         self._own: psycopg.Connection[Any] | None = None
 
@@ -162,6 +169,11 @@ class SchemaWatch:
 
     def __exit__(self, *exc: object) -> None:
         self._stop.set()
+        self._thread.join(_PATIENCE_S)
+        watching = self._watching
+        if self._thread.is_alive() and watching is not None:
+            # It waits for a server that no longer answers.
+            abort(watching)
         self._thread.join()
         self._stop.close()
         if self._own is not None:
@@ -198,6 +210,7 @@ class SchemaWatch:
         """Compare now and then until the connection breaks or a difference is found."""
         try:
             with self._connect(self._url, "schema-watch") as connection:
+                self._watching = connection
                 while not self._differences:
                     self._differences = self._compare(connection)
                     self._stop.wait(self._interval_s)

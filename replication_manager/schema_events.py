@@ -1,32 +1,49 @@
 """Applies announced changes of the published schema, in order with the rows around them.
 
 Owns the meaning of logical messages ``{app}/{shard}/ddl``: what upstream publishes from there on.
-The replica is compared with that and changed within the same transaction. What cannot be replicated
-at all (names, replica identity) ends in ResyncRequired, as a fresh start with it would.
+The replica is compared with that and changed within the same transaction. Transactions that were
+under way then may still bring rows as the tables were before, so that is remembered, too. What
+cannot be replicated at all (names, replica identity) ends in ResyncRequired, as a fresh start with
+it would.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections import deque
+from collections.abc import Callable, Collection, Iterable
 
 import msgspec
 import structlog
 
-from replication_manager.pgoutput import LogicalMessage
+from replication_manager.pgoutput import LogicalMessage, Relation
+from replication_manager.schema_drift import has_shape
 from zerocache.errors import ReplicationError, ResyncRequired, UpstreamSetupError
 from zerocache.postgres.shard import ShardNames
 from zerocache.postgres.validation import check_schema
-from zerocache.replica.layout import check_names
+from zerocache.replica.layout import TableFacts, check_names
 from zerocache.replica.published import PublishedSchema
-from zerocache.replica.schema_change import SchemaEvent, plan_changes
+from zerocache.replica.schema_change import (
+    AlterTable,
+    Change,
+    CreateTable,
+    SchemaEvent,
+    plan_changes,
+)
 from zerocache.replica.writer import ReplicaWriter
 
 log = structlog.get_logger(__name__)
 
 
+# So many former shapes of a table are known; transactions that span more changes are rare.
+_REMEMBERED = 8
+
+
 class SchemaEvents:
-    """``changed`` is called after each change, inside the transaction that makes it; ``announce``
-    before that, with the schema that upstream has from there on."""
+    """``complete``: all changes are announced, sooner or later.
+
+    ``changed`` is called after each change, inside the transaction that makes it; ``announce``
+    before that, with the schema that upstream has from there on.
+    """
 
     def __init__(
         self,
@@ -34,11 +51,21 @@ class SchemaEvents:
         shard: ShardNames,
         changed: Callable[[], None] = lambda: None,
         announce: Callable[[PublishedSchema], None] = lambda _: None,
+        *,
+        complete: bool = True,
     ) -> None:
         self._writer = writer
         self._shard = shard
         self._changed = changed
         self._announce = announce
+        self.complete = complete
+        # What tables were before they changed on this connection, by oid, newest last.
+        self._past: dict[int, deque[TableFacts]] = {}
+
+    def past(self, relation: Relation) -> TableFacts | None:
+        """What the table was when ``relation`` described it, if it changed since."""
+        past = self._past.get(relation.oid, ())
+        return next((facts for facts in reversed(past) if has_shape(relation, facts)), None)
 
     def concerns(self, message: LogicalMessage) -> bool:
         return message.transactional and message.prefix == self._shard.ddl_prefix
@@ -55,6 +82,7 @@ class SchemaEvents:
         changes = plan_changes(self._writer.tables().values(), event, skipped)
         if not changes:
             return
+        self._remember(changes)
         self._writer.change_schema(changes)
         log.info(
             "schema_changed",
@@ -64,6 +92,15 @@ class SchemaEvents:
         )
         self._announce(event.schema)
         self._changed()
+
+    def _remember(self, changes: Iterable[Change]) -> None:
+        for change in changes:
+            if isinstance(change, CreateTable):
+                continue
+            known = self._writer.tables()
+            old = change.old if isinstance(change, AlterTable) else known[change.table]
+            past = self._past.setdefault(old.table.oid, deque(maxlen=_REMEMBERED))
+            past.append(old)
 
 
 def _decode(message: LogicalMessage) -> SchemaEvent:

@@ -25,6 +25,7 @@ from replication_manager.announcer import HiddenAnnouncer
 from replication_manager.applier import Applier
 from replication_manager.backfill import Backfiller
 from replication_manager.change_log import ChangeLogKeeper
+from replication_manager.change_store import LOG_BYTES
 from replication_manager.history import read_history, require_same_past
 from replication_manager.indexes import IndexKeeper
 from replication_manager.initial_sync import SyncSettings, run_initial_sync
@@ -73,6 +74,7 @@ _STABLE_AFTER_S = 30.0
 # With these the server ends a stream that can never get further.
 # Of the disk, or of the limits set for this process.
 _NOT_WRITABLE = (apsw.FullError, apsw.IOError, apsw.CantOpenError, apsw.ReadOnlyError, OSError)
+_DECODING_ATTEMPTS = 5
 _UNUSABLE = (psycopg.errors.UndefinedObject, psycopg.errors.ObjectNotInPrerequisiteState)
 
 log = structlog.get_logger(__name__)
@@ -132,6 +134,8 @@ class ReplicationService:
         self._started_s = time.monotonic()
         # True once a stream was begun: from then on workers serve, and only waiting is left.
         self._was_ready = False
+        # How often in a row the server ended the stream with an internal error.
+        self._decoding_failures = 0
         # Why the present replica is of no use; set by the session that found out.
         self._resync_reason: ResyncRequired | None = None
 
@@ -165,12 +169,20 @@ class ReplicationService:
         except StreamEnded as ended:
             if isinstance(ended.cause, _UNUSABLE):
                 self._resync(_unusable(ended.cause))
+            elif self._is_undecodable(ended.cause):
+                self._resync(_undecodable(ended.cause))
             else:
                 self._recover(ended)
         except (ConfigurationError, ReplicationError, psycopg.Error) as error:
             self._recover(error)
         except _NOT_WRITABLE as error:
             self._wait_for_space(error)
+
+    def _is_undecodable(self, cause: psycopg.Error | None) -> bool:
+        """Whether the server itself fails again and again to read its WAL."""
+        failed = isinstance(cause, psycopg.errors.InternalError_)
+        self._decoding_failures = self._decoding_failures + 1 if failed else 0
+        return self._decoding_failures >= _DECODING_ATTEMPTS
 
     def _resync(self, reason: ResyncRequired) -> None:
         if not self._config.auto_reset:
@@ -184,6 +196,7 @@ class ReplicationService:
             # Stale data is served on until the next start: the operator asked for that.
             log.error("replication_halted", reason=str(error))
             self._stop.wait(None)
+        self._decoding_failures = 0
         self._resync_reason = reason
 
     def _recover(self, error: Exception) -> None:
@@ -293,8 +306,16 @@ class ReplicationService:
             backfiller = stack.enter_context(closing(Backfiller(self._url, self._shard, writer)))
             watch = self._watch_schema(upstream, stack)
 
+            # One for all: it remembers what transactions under way may still bring.
+            events = SchemaEvents(
+                writer,
+                self._shard,
+                watch.changed,
+                self._hidden.announce,
+                complete=upstream.ddl_detection,
+            )
+
             def new_applier() -> Applier:
-                events = SchemaEvents(writer, self._shard, watch.changed, self._hidden.announce)
                 return Applier(writer, watch.confirm, events)
 
             plan = change_log.resume(writer, position, slot, new_applier, self._stop)
@@ -350,11 +371,13 @@ class ReplicationService:
         """What ``/statz`` shows; from any thread."""
         health = None if self._guard is None else self._guard.health
         version = self._version
+        metrics = self._metrics.snapshot()
         return {
             "stateVersion": version,
             "lsn": None if version is None else lsn_to_text(lsn_from_watermark(version)),
             "slot": None if health is None else {**asdict(health), "problem": health.problem},
-            "metrics": self._metrics.snapshot(),
+            "metrics": metrics,
+            "changeLog": {"changeLogSize": metrics.get(LOG_BYTES)},
         }
 
     def _run_stream(self, stream: ChangeStream, writer: ReplicaWriter) -> None:
@@ -426,6 +449,13 @@ def _unusable(error: psycopg.Error) -> ResyncRequired:
     return ResyncRequired(
         f"upstream cannot go on where the replica is ({error.diag.message_primary}): a publication "
         "was made anew meanwhile, or the slot was invalidated; a new initial sync is needed"
+    )
+
+
+def _undecodable(error: psycopg.Error | None) -> ResyncRequired:
+    return ResyncRequired(
+        f"the server cannot decode its own WAL after the replica's position ({error}), as often as "
+        "it was tried: what comes after that can only be copied; a new initial sync is needed"
     )
 
 

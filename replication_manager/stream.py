@@ -170,7 +170,7 @@ class ChangeStream:
             self._housekeeping(now)
 
     def _commit_group(self) -> None:
-        if self._group_since is None or self._applier.in_transaction:
+        if self._group_since is None or self._applier.in_transaction or self._backfiller.holds:
             return
         reach(Place.BEFORE_COMMIT)
         state = self._writer.commit()
@@ -233,15 +233,15 @@ class ChangeStream:
         self._unacked_since = self._idle_acked_at
 
     def _backfill(self) -> bool:
-        """A chunk of a backfill, if there is one; True if something was committed."""
+        """A chunk of a backfill, if there is one; True if something was written."""
         if self._applier.in_transaction or not self._backfiller.active_or_due:
             return False
-        self._commit_group()  # chunks are transactions of their own
+        self._commit_group()  # chunks are groups of their own
         if not self._backfiller.step():
             return False
-        state = self._writer.state
-        self._publish(state.version)
-        self._writer.maintain(lambda: self._publish(state.version))
+        if self._group_since is None:
+            self._group_since = self._now()
+        self._commit_group()
         return True
 
     def _wait(self) -> None:
@@ -250,7 +250,7 @@ class ChangeStream:
         now = self._now()
         self._housekeeping(now)
         timeout_s = self._limits.check_interval_s
-        if self._backfiller.active:
+        if self._backfiller.active or self._backfiller.holds:
             timeout_s = self._limits.backfill_poll_s
         if self._unacked_since is not None:
             due = self._unacked_since + self._limits.ack_interval_s - now

@@ -355,6 +355,12 @@ class ClientGroup:
         if self._loaded:
             return False
         record = await self._keeper.load()
+        if record.deleted:
+            raise ClientFacingError(
+                "ClientNotFound",
+                "The client group was inactive for so long that the server forgot it; start a "
+                "new one.",
+            )
         self._audience.restart(record.version)
         _, replica_version, _ = await self._services.engine.state()
         newer = record.replica_version is not None and record.replica_version > replica_version

@@ -23,7 +23,8 @@ from view_syncer.auth import Auth, Authenticator
 from view_syncer.client_group import ClientGroup, Services
 from view_syncer.connection import Connection, Peer, serve
 from view_syncer.context import ConnectionContext
-from view_syncer.cvr.postgres import PostgresStore
+from view_syncer.cvr.opening import store_of
+from view_syncer.cvr.purge import PurgePolicy, Reaper
 from view_syncer.engine_host import EngineHost
 from view_syncer.fact_keeper import FactKeeper
 from view_syncer.fan_out import GroupUpdate, WorkerAdvance
@@ -103,11 +104,7 @@ class Worker:
         self._authenticator = Authenticator(
             config.auth, endpoints=query.enabled and self._mutate.enabled
         )
-        self._store = PostgresStore(
-            config.cvr.db,
-            config.cvr_schema,
-            max_connections=max(1, config.cvr.max_conns // max(1, config.num_sync_workers)),
-        )
+        self._store = store_of(config)
         await self._store.open()
         self._queries = QuerySource(
             config.app_schema, config.shard_schema, QueryTransformer(client, query)
@@ -144,6 +141,7 @@ class Worker:
         self._spawn(self._maintenance().run())
         self._spawn(self._facts.run())
         self._spawn(self._keep_alive())
+        self._spawn(Reaper(self._store, PurgePolicy.of(config)).run())
         self._spawn(self._intake.run())
 
     async def stop(self) -> None:

@@ -205,13 +205,13 @@ class Cvr(Group):
         None, "Set internally.", ge=0, hidden=True, inert=True
     )
     garbage_collection_inactivity_threshold_hours: Number = option(
-        48, "Idle time before a client view record may be purged.", ge=0, inert=True
+        48, "Idle time before a client view record may be purged.", ge=0
     )
     garbage_collection_initial_interval_seconds: Number = option(
-        60, "First purge interval; grows while there is nothing to purge.", ge=0, inert=True
+        60, "First purge interval; grows while there is nothing to purge.", ge=0
     )
     garbage_collection_initial_batch_size: Whole = option(
-        25, "Records per purge; 0 disables purging.", ge=0, inert=True
+        25, "Records per purge; 0 disables purging.", ge=0
     )
 
 

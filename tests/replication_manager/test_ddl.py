@@ -13,9 +13,11 @@ from typing import Any
 import psycopg
 import pytest
 
+from replication_manager.verify import verify
 from tests.conftest import PostgresCluster
 from tests.replication_manager.conftest import RunSql
 from tests.replication_manager.harness import Replicator, compare, described, settle
+from zerocache.replica.reader import load_schema
 
 NewReplicator = Callable[..., Replicator]
 TABLES = (
@@ -289,6 +291,35 @@ def test_backfill_beside_writes_and_kills(
     assert replicator.rows(GENERATION) == generation, replicator.log()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        "ALTER TABLE issue ALTER title TYPE text USING upper(title)",
+        "ALTER TABLE issue ALTER title TYPE jsonb USING to_jsonb(upper(title))",
+        "ALTER TABLE issue ALTER id TYPE text",
+    ],
+)
+def test_readers_see_all_of_a_rewrite_or_nothing(
+    replicator: Replicator, run_sql: RunSql, change: str
+) -> None:
+    run_sql(TABLES)
+    replicator.start()
+    before = replicator.rows("SELECT id, title FROM issue")
+    run_sql(change)
+    rows = before
+    while rows == before:
+        connection = replicator.connection()
+        connection.execute("BEGIN")
+        columns = load_schema(connection)["issue"].columns
+        assert {"id", "title"} <= columns.keys()
+        rows = connection.execute("SELECT id, title FROM issue").fetchall()
+        connection.close()
+    assert len(rows) == len(before)
+    assert not set(rows) & set(before)
+    settle(replicator)
+    assert compare(replicator)
+
+
 def test_kill_in_the_middle_of_a_ddl_transaction(replicator: Replicator, run_sql: RunSql) -> None:
     run_sql(TABLES + ";CREATE TABLE big (id int PRIMARY KEY, t text)")
     replicator.start()
@@ -305,3 +336,48 @@ def test_kill_in_the_middle_of_a_ddl_transaction(replicator: Replicator, run_sql
     settle(replicator)
     assert compare(replicator) > 90_000
     assert replicator.rows(GENERATION) == generation, replicator.log()
+
+
+IN_FLIGHT = (
+    # Neither of these waits for transactions that have written to the table.
+    ("ALTER PUBLICATION parts SET TABLE issue (id, title, n), other", True),
+    ("ALTER PUBLICATION parts SET TABLE issue (id, open), other", True),
+    ("ALTER PUBLICATION parts SET TABLE issue WHERE (id < 30), other", True),
+    ("ALTER PUBLICATION parts DROP TABLE issue", False),
+    ("ALTER PUBLICATION parts DROP TABLE issue; ALTER PUBLICATION parts ADD TABLE issue", True),
+    ("ALTER SCHEMA app RENAME TO moved", True),
+    ("ALTER TYPE app.mood RENAME VALUE 'sad' TO 'blue'", True),
+)
+
+
+@pytest.mark.parametrize(("change", "stays"), IN_FLIGHT)
+def test_rows_written_before_a_change_and_committed_after_it(
+    new_replicator: NewReplicator,
+    run_sql: RunSql,
+    database: str,
+    app_id: str,
+    change: str,
+    stays: bool,
+) -> None:
+    run_sql(
+        f"CREATE SCHEMA app; SET search_path = app; {TABLES}; CREATE TYPE mood AS ENUM ('sad');"
+        "ALTER TABLE issue ADD m mood DEFAULT 'sad'; ALTER TABLE issue ALTER m DROP DEFAULT;"
+        "CREATE PUBLICATION parts FOR TABLE issue (id, title, m), other"
+    )
+    replicator = new_replicator(app={"id": app_id, "publications": ("parts",)})
+    replicator.start()
+    before = replicator.rows(GENERATION)
+    with psycopg.connect(database) as slow:
+        slow.execute("UPDATE app.issue SET title = 'late', m = 'sad' WHERE id < 10")
+        slow.execute("UPDATE app.issue SET id = id + 1000 WHERE id IN (20, 40)")
+        slow.execute("DELETE FROM app.issue WHERE id IN (21, 41)")
+        slow.execute("INSERT INTO app.issue (id, title, m) VALUES (25001, 'new', 'sad')")
+        run_sql(f"SET search_path = app; {change}")
+        replicator.catch_up()
+    settle(replicator)
+    table = "moved.issue" if "moved" in change else "app.issue"
+    count = "SELECT count(*) FROM sqlite_schema WHERE name = ?"
+    assert replicator.rows(count, table) == [(int(stays),)]
+    verdict = verify(database, replicator.file)
+    assert verdict.is_equal, (verdict, replicator.log())
+    assert replicator.rows(GENERATION) == before, replicator.log()

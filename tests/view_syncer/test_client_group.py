@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -882,3 +884,31 @@ async def test_replica_of_an_older_generation_does_not_know_the_group(
     async with serving(replica, server.config) as restarted:
         again = restarted.client(client_id=client.client_id, state=client.state)
         assert (await refused(again)).kind == "ClientNotFound"
+
+
+@pytest.mark.parametrize("keeps_cookie", [True, False])
+async def test_purged_group_is_not_known_any_more(
+    server: Server, replica: Replica, keeps_cookie: bool
+) -> None:
+    """sync-protocol.md §5.7; nor is its id free, as long as there is a tombstone."""
+    client = await server.connected(ALL_TASKS)
+    client.close()
+    async with serving(replica, server.config) as restarted:
+        await restarted.worker._store.purge_groups(inactive_since_s=time.time() + 1, limit=10)
+        state = client.state if keeps_cookie else None
+        again = restarted.client(client_id=client.client_id, state=state)
+        assert (await refused(again)).kind == "ClientNotFound"
+
+
+async def test_group_goes_on_from_records_in_a_file(
+    database: str, app_id: str, replica: Replica, tmp_path: Path
+) -> None:
+    config = server_config(database, app_id, replica.path, cvr={"db": f"sqlite:{tmp_path}/cvr.db"})
+    async with serving(replica, config) as server:
+        client = await server.connected(ALL_TASKS)
+        client.close()
+    async with serving(replica, config) as restarted:
+        replica.write(put_task("d"))
+        again = await restarted.connected(client_id=client.client_id, state=client.state)
+        await again.wait_for(lambda: len(again.state.rows) == 4)
+        assert again.state.got == {ALL_TASKS.hash}

@@ -10,7 +10,15 @@ statements, not some per group.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -23,16 +31,21 @@ from psycopg_pool import AsyncConnectionPool
 from view_syncer.batches import Batches
 from view_syncer.cvr.postgres_tables import migrate
 from view_syncer.cvr.record import ConfigChange, GroupRecord
-from view_syncer.cvr.rows import DesireRow, GroupRow, QueryRow, Save, record_of, save_of
+from view_syncer.cvr.rows import (
+    DesireRow,
+    GroupRow,
+    QueryRow,
+    Save,
+    record_of,
+    save_of,
+    stored_facts,
+)
 from view_syncer.cvr.statements import statement
 from view_syncer.cvr.store import (
     AuthorForgotten,
-    Checkpoint,
     ConcurrentModification,
-    Delta,
     StoredFacts,
     StoreUnavailable,
-    UnitFacts,
     UnitWrite,
 )
 from zerocache.errors import ClientFacingError
@@ -46,6 +59,7 @@ R = TypeVar("R")
 BATCHES_AT_ONCE = 2
 """One is prepared here while the database works on the other."""
 MAX_BATCH = 100
+MAX_CHUNK_BYTES = 16 * 1024 * 1024
 
 
 class PostgresStore:
@@ -84,6 +98,10 @@ class PostgresStore:
         self._author_sql = statement("postgres_sql", "new_author", schema=name)
         self._write_sql = statement("postgres_sql", "write_facts", schema=name)
         self._read_sql = statement("postgres_sql", "read_facts", schema=name)
+        self._claim_sql = statement("postgres_sql", "claim_purging", schema=name)
+        self._purge_sql = statement("postgres_sql", "purge", schema=name)
+        self._tombstones_sql = statement("postgres_sql", "forget_tombstones", schema=name)
+        self._authors_sql = statement("postgres_sql", "forget_authors", schema=name)
         self._drop_sql = statement("postgres_sql", "drop_facts", schema=name)
 
     async def open(self) -> None:
@@ -104,10 +122,7 @@ class PostgresStore:
     async def save(self, record: GroupRecord, change: ConfigChange, expected: ViewVersion) -> None:
         # The rows are taken now: the record may change again while this waits for its turn.
         if not await self._saves.run(save_of(record, change, expected)):
-            raise ConcurrentModification(
-                f"client group {record.group_id!r} is no longer at version {expected.cookie()}: "
-                "another server changed it; its clients must reconnect"
-            )
+            raise ConcurrentModification.of(record.group_id, expected)
         record.exists = True
         reach(Place.FLUSHED)
 
@@ -156,25 +171,30 @@ class PostgresStore:
     async def write_facts(
         self, author: int, complete_to: Watermark, writes: Sequence[UnitWrite]
     ) -> None:
-        checkpoints = [(w.unit, c.version, c.body) for w in writes if (c := w.checkpoint)]
-        deltas = [(w.unit, d.version, d.body) for w in writes if (d := w.delta)]
+        head = {"author": author, "complete_to": complete_to, "now": self._clock()}
+        chunks = list(_chunks(writes))
+        async with self._connection() as db:
+            if len(chunks) == 1:
+                await self._write_chunk(db, head, chunks[0])
+                return
+            async with db.transaction():
+                for chunk in chunks:
+                    await self._write_chunk(db, head, chunk)
+
+    async def _write_chunk(
+        self, db: _Connection, head: Mapping[str, Any], writes: Sequence[UnitWrite]
+    ) -> None:
         drops = [(w.unit, w.drop_before) for w in writes if w.drop_before]
-        values: dict[str, Any] = {
-            "author": author,
-            "complete_to": complete_to,
-            "now": self._clock(),
+        values = {
+            **head,
             "x_units": [unit for unit, _ in drops],
             "x_versions": [version for _, version in drops],
-            **_columns("c", checkpoints),
-            **_columns("d", deltas),
+            **_columns("c", [(w.unit, c.version, c.body) for w in writes if (c := w.checkpoint)]),
+            **_columns("d", [(w.unit, d.version, d.body) for w in writes if (d := w.delta)]),
         }
-        async with self._connection() as db:
-            cursor = await db.execute(self._write_sql, values)
-            if await cursor.fetchone() is None:
-                raise AuthorForgotten(
-                    f"author {author} of membership facts is unknown to the database of the view "
-                    "records: it was silent for too long"
-                )
+        cursor = await db.execute(self._write_sql, values)
+        if await cursor.fetchone() is None:
+            raise AuthorForgotten.of(head["author"])
 
     async def read_facts(self, author: int, units: Collection[str]) -> StoredFacts:
         values = {"author": author, "units": list(units)}
@@ -186,6 +206,35 @@ class PostgresStore:
     async def drop_facts(self, author: int, units: Collection[str]) -> None:
         async with self._connection() as db:
             await db.execute(self._drop_sql, {"author": author, "units": list(units)})
+
+    # -- garbage collection --------------------------------------------------------------------
+
+    async def claim_purging(self, worker: str, lease_s: float) -> bool:
+        now = self._clock()
+        values = {"worker": worker, "now": now, "until": now + lease_s}
+        async with self._connection() as db:
+            cursor = await db.execute(self._claim_sql, values)
+            return await cursor.fetchone() is not None
+
+    async def purge_groups(self, inactive_since_s: float, limit: int) -> int:
+        values = {"before": inactive_since_s, "limit": limit, "now": self._clock()}
+        async with self._connection() as db:
+            return (await db.execute(self._purge_sql, values)).rowcount
+
+    async def forget_tombstones(self, before_s: float) -> None:
+        async with self._connection() as db:
+            await db.execute(self._tombstones_sql, {"before": before_s})
+
+    async def forget_authors(
+        self, inactive_since_s: float, silent_since_s: float, keep: int
+    ) -> None:
+        values = {
+            "inactive_since": inactive_since_s,
+            "silent_since": silent_since_s,
+            "keep": keep,
+        }
+        async with self._connection() as db:
+            await db.execute(self._authors_sql, values)
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[_Connection]:
@@ -229,28 +278,6 @@ def _first(touch: tuple[str, float]) -> str:
     return touch[0]
 
 
-def stored_facts(rows: Sequence[Sequence[Any]]) -> StoredFacts:
-    """From rows (0, -, complete_to, -), (1, unit, version, body) of checkpoints, and (2, unit,
-    version, body) of deltas in their order."""
-    complete_to: Watermark | None = None
-    checkpoints: dict[str, Checkpoint] = {}
-    deltas: dict[str, list[Delta]] = {}
-    for kind, unit, version, body in rows:
-        if kind == 0:
-            complete_to = version
-        elif kind == 1:
-            checkpoints[unit] = Checkpoint(version, body)
-        else:
-            deltas.setdefault(unit, []).append(Delta(version, body))
-    return StoredFacts(
-        complete_to,
-        {
-            unit: UnitFacts(checkpoints.get(unit), deltas.get(unit, []))
-            for unit in checkpoints.keys() | deltas.keys()
-        },
-    )
-
-
 _CLIENTS: msgspec.json.Decoder[list[str]] = msgspec.json.Decoder(list[str])
 _QUERIES: msgspec.json.Decoder[list[QueryRow]] = msgspec.json.Decoder(list[QueryRow])
 _DESIRES: msgspec.json.Decoder[list[DesireRow]] = msgspec.json.Decoder(list[DesireRow])
@@ -291,6 +318,19 @@ def _save_values(saves: Sequence[Save]) -> dict[str, str]:
         gone = f"{part}_gone"
         values[gone] = [row for save in saves for row in getattr(save, gone)]
     return {name: msgspec.json.encode(rows).decode() for name, rows in values.items()}
+
+
+def _chunks(writes: Sequence[UnitWrite]) -> Iterator[list[UnitWrite]]:
+    """``writes`` in parts that are no burden as one message; at least one, if only empty."""
+    chunk: list[UnitWrite] = []
+    size = 0
+    for write in writes:
+        size += sum(len(part.body) for part in (write.checkpoint, write.delta) if part)
+        if chunk and size > MAX_CHUNK_BYTES:
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(write)
+    yield chunk
 
 
 def _columns(prefix: str, rows: Sequence[tuple[str, str, bytes]]) -> dict[str, list[Any]]:

@@ -1,4 +1,4 @@
-"""A group's record as rows of tables, and back; the same for every store.
+"""Records and facts as rows of tables, and back; the same for every store.
 
 Owns which rows one save writes: those its :class:`ConfigChange` names, and always the group's
 own. The rows are taken when the save is asked for: what happens to the record afterwards is none
@@ -7,11 +7,13 @@ of its business. No I/O.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import msgspec
 
 from view_syncer.cvr.record import ConfigChange, Desire, GroupRecord, QueryRecord
+from view_syncer.cvr.store import Checkpoint, Delta, StoredFacts, UnitFacts
 from zerocache.protocol.client_schema import ClientSchema
 from zerocache.protocol.versions import ViewVersion, Watermark
 
@@ -131,6 +133,28 @@ def record_of(
         desires={
             (row.client_id, row.query_hash): Desire(row.ttl_ms, row.inactivated_at_ms)
             for row in desires
+        },
+    )
+
+
+def stored_facts(rows: Sequence[Sequence[Any]]) -> StoredFacts:
+    """From rows (0, -, complete_to, -), (1, unit, version, body) of checkpoints, and (2, unit,
+    version, body) of deltas in their order."""
+    complete_to: Watermark | None = None
+    checkpoints: dict[str, Checkpoint] = {}
+    deltas: dict[str, list[Delta]] = {}
+    for kind, unit, version, body in rows:
+        if kind == 0:
+            complete_to = version
+        elif kind == 1:
+            checkpoints[unit] = Checkpoint(version, body)
+        else:
+            deltas.setdefault(unit, []).append(Delta(version, body))
+    return StoredFacts(
+        complete_to,
+        {
+            unit: UnitFacts(checkpoints.get(unit), deltas.get(unit, []))
+            for unit in checkpoints.keys() | deltas.keys()
         },
     )
 

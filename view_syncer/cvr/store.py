@@ -8,7 +8,7 @@ only if the stored version is still the one it was loaded or last saved with.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, Self
 
 import msgspec
 
@@ -22,6 +22,13 @@ class ConcurrentModification(ZerocacheError):
 
     code = "ZC530"
 
+    @classmethod
+    def of(cls, group_id: str, expected: ViewVersion) -> Self:
+        return cls(
+            f"client group {group_id!r} is no longer at version {expected.cookie()}: another "
+            "server changed it; its clients must reconnect"
+        )
+
 
 class StoreUnavailable(ZerocacheError):
     """The store failed; whether the last change was written is unknown."""
@@ -31,6 +38,13 @@ class StoreUnavailable(ZerocacheError):
 
 class AuthorForgotten(StoreUnavailable):
     """The author was silent for too long, and what it wrote is gone."""
+
+    @classmethod
+    def of(cls, author: int) -> Self:
+        return cls(
+            f"author {author} of membership facts is unknown to the store of the view records: it "
+            "was silent for too long"
+        )
 
 
 class RecordStore(Protocol):
@@ -112,3 +126,28 @@ class FactStore(Protocol):
 
     async def drop_facts(self, author: int, units: Collection[str]) -> None:
         """Forget all that ``author`` wrote of ``units``."""
+
+
+class PurgeStore(Protocol):
+    """What garbage collection does (sync-protocol.md §5.7). Times are Unix seconds."""
+
+    async def claim_purging(self, worker: str, lease_s: float) -> bool:
+        """Whether for the next ``lease_s`` it is ``worker``, and no other, that purges."""
+
+    async def purge_groups(self, inactive_since_s: float, limit: int) -> int:
+        """Turn at most ``limit`` groups into tombstones, those inactive longest first; how many
+        there were. Records that are being written are passed over."""
+
+    async def forget_tombstones(self, before_s: float) -> None:
+        """Delete those of groups that were purged before."""
+
+    async def forget_authors(
+        self, inactive_since_s: float, silent_since_s: float, keep: int
+    ) -> None:
+        """Delete with their facts the authors that did not write since ``inactive_since_s``, and
+        of those that did not since ``silent_since_s`` all but the newest ``keep``. One that wrote
+        later is never deleted."""
+
+
+class Store(RecordStore, FactStore, PurgeStore, Protocol):
+    """Everything a store does."""

@@ -121,7 +121,7 @@ async def _run_demo(options: Options, environ: Mapping[str, str]) -> int:
         write_psql_script(options.data_dir / "psql", database.binaries, url)
         listener = _bind(options.demo_port)
         demo_url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        config = _config(options, environ, demo_defaults(url, demo_url))
+        config = _config(options, environ, demo_defaults(url, demo_url, options.data_dir))
         await _serve_demo(stack, listener, url, config, packages)
         demo = banner.Demo(config, listener.getsockname()[1], options.data_dir, database.port)
 
@@ -180,9 +180,12 @@ async def _cancel(task: asyncio.Task[object]) -> None:
 # --- settings ---
 
 
-def demo_defaults(upstream: str, demo_url: str) -> dict[str, str]:
+def demo_defaults(upstream: str, demo_url: str, data_dir: Path) -> dict[str, str]:
     return {
         "ZERO_UPSTREAM_DB": upstream,
+        # With a database of the user's own, the view records stay in that: this folder may be
+        # used with another one tomorrow.
+        "ZERO_CVR_DB": f"sqlite:{data_dir / 'cvr.db'}",
         "ZERO_QUERY_URL": f"{demo_url}/api/query",
         "ZERO_MUTATE_URL": f"{demo_url}/api/mutate",
     }

@@ -1,13 +1,16 @@
 """Brings one table of the replica in line with a snapshot of upstream while the stream runs on.
 
-Owns the merge of the two. The snapshot is of a moment the stream has already passed, so whatever
-the stream wrote *since the watch began* is at least as new and wins; all other rows are made what
-the snapshot says. A row is *good* once all its values are known to be right: it came from the
-snapshot, or the stream brought the whole row. At the end rows that are not good are either gone
-upstream (deleted here), or were touched meanwhile by an update that left out unchanged large
-values: those need another pass with a newer snapshot.
+Owns the merge of the two. The snapshot is of a position the stream has already passed, so whatever
+the stream wrote *at or after that position* is newer and wins; all other rows are made what the
+snapshot says. That includes what the stream wrote since the schema change and before the snapshot:
+transactions that were under way while the schema changed end after the announcement, but their rows
+may still be as the old schema had them. A row is *settled* once all its values are known to be
+right: it came from the snapshot, or the stream brought the whole row after it. At the end rows that
+are not settled are either gone upstream (deleted here), or were touched meanwhile by an update that
+left out unchanged large values: those need another pass with a newer snapshot.
 
-All of it is in memory: a restart begins a new pass, and needs nothing of the old one.
+All of it is in memory, but for the versions in the rows: a restart begins a new pass, and needs
+nothing of the old one.
 """
 
 from __future__ import annotations
@@ -23,7 +26,8 @@ from zerocache.replica.schema import VERSION_COLUMN
 from zerocache.replica.sql import equals_all, placeholders, quote, quote_all
 from zerocache.replica.types import SQLiteValue
 
-_GOOD, _TOUCHED = 1, 2
+# From the snapshot, or as good as that; written by the stream; whole, by the stream.
+_SETTLED, _TOUCHED, _WHOLE = 1, 2, 4
 
 Key = tuple[SQLiteValue, ...]
 
@@ -33,32 +37,35 @@ class RowWatch:
 
     def __init__(self, key: Sequence[str]) -> None:
         self.key = tuple(key)
-        # By rowid: _GOOD, _TOUCHED. Rowids are dense, so this is a byte per row.
+        # By rowid. Rowids are dense, so this is a byte per row.
         self._flags = bytearray()
-        # Keys of rows that were deleted, or left for another key.
-        self.deleted: set[Key] = set()
+        # Keys of rows that were deleted, or left for another key, and the version of that.
+        self.deleted: dict[Key, str] = {}
         # Set by a truncation and by schema changes: the pass must start over.
         self.cancelled = False
 
     def next_pass(self) -> None:
-        self._flags = self._flags.translate(bytes(flag & _GOOD for flag in range(256)))
+        """Whatever is settled stays so."""
+        self._flags = self._flags.translate(bytes(flag & _SETTLED for flag in range(256)))
         self.deleted.clear()
         self.cancelled = False
 
     def written(self, rowid: int, *, complete: bool, fresh: bool = False) -> None:
         """The stream wrote a row; ``complete`` if it brought every value, ``fresh`` if the row is
         new (its rowid may have belonged to another one)."""
-        flag = _TOUCHED | (_GOOD if complete else 0 if fresh else self._flag(rowid))
-        self._set(rowid, flag)
+        before = 0 if fresh else self._flag(rowid)
+        self._set(rowid, before | _TOUCHED | (_WHOLE if complete else 0))
 
-    def is_good(self, rowid: int) -> bool:
-        return bool(self._flag(rowid) & _GOOD)
+    def is_settled(self, rowid: int, *, newer: bool) -> bool:
+        """``newer``: the stream wrote it at or after the snapshot's position."""
+        flag = self._flag(rowid)
+        return bool(flag & _SETTLED) or (newer and bool(flag & _WHOLE))
 
-    def is_touched(self, rowid: int) -> bool:
-        return bool(self._flag(rowid) & _TOUCHED)
+    def is_touched(self, rowid: int, *, newer: bool) -> bool:
+        return newer and bool(self._flag(rowid) & _TOUCHED)
 
-    def mark_good(self, rowid: int) -> None:
-        self._set(rowid, self._flag(rowid) | _GOOD)
+    def settle(self, rowid: int) -> None:
+        self._set(rowid, self._flag(rowid) | _SETTLED)
 
     def _flag(self, rowid: int) -> int:
         return self._flags[rowid] if rowid < len(self._flags) else 0
@@ -95,8 +102,8 @@ class TableRefresh:
         self._quoted = quote(self._table)
         self._key = [names.index(name) for name in self.watch.key]
         self._find = (
-            f"SELECT _rowid_, {quote_all(names)} FROM {self._quoted} "  # noqa: S608 - quoted
-            f"WHERE {equals_all(self.watch.key)}"
+            f"SELECT _rowid_, {quote_all([VERSION_COLUMN, *names])} "  # noqa: S608 - quoted
+            f"FROM {self._quoted} WHERE {equals_all(self.watch.key)}"
         )
         self._insert = (
             f"INSERT INTO {self._quoted} "  # noqa: S608 - quoted
@@ -114,9 +121,12 @@ class TableRefresh:
             if index.enforced
         ]
         self._names = names
+        # The snapshot has what is older, the stream brings what is newer.
+        self._position = ""
 
     def begin(self, position: str) -> None:
         """Before the first row of a pass; ``position``: the snapshot's, as a version."""
+        self._position = position
         if self._insert_only:
             older = self._cursor.execute(
                 f"SELECT _rowid_ FROM {self._quoted} "  # noqa: S608 - quoted
@@ -137,14 +147,14 @@ class TableRefresh:
             # All of the answer is read: a statement left open would block checkpoints.
             answer: list[Any] = self._cursor.execute(self._find, key).fetchall()
             if not answer:
-                if key not in watch.deleted:
+                if watch.deleted.get(key, "") < self._position:
                     self._add(row)
                 continue
-            rowid, *stored = answer[0]
-            if not watch.is_good(rowid) and not watch.is_touched(rowid):
+            rowid, version, *stored = answer[0]
+            if not self._is_kept(rowid, version):
                 if not _same(stored, row):
                     self._change(rowid, row)
-                watch.mark_good(rowid)
+                watch.settle(rowid)
 
     def finish(self) -> bool:
         """Delete what the snapshot does not have; False if another pass is needed."""
@@ -152,15 +162,26 @@ class TableRefresh:
             return True
         complete = True
         gone = []
-        for (rowid,) in self._cursor.execute(f"SELECT _rowid_ FROM {self._quoted}"):  # noqa: S608
-            if not self.watch.is_good(rowid):
-                if self.watch.is_touched(rowid):
-                    complete = False
-                else:
-                    gone.append(rowid)
+        for rowid, version in self._cursor.execute(
+            f"SELECT _rowid_, {quote(VERSION_COLUMN)} FROM {self._quoted}"  # noqa: S608 - quoted
+        ):
+            newer = version >= self._position
+            if self.watch.is_settled(rowid, newer=newer):
+                self.watch.settle(rowid)
+            elif self.watch.is_touched(rowid, newer=newer):
+                complete = False
+            else:
+                gone.append(rowid)
         for rowid in gone:
             self._delete(rowid)
         return complete
+
+    def _is_kept(self, rowid: int, version: str) -> bool:
+        """Whether the snapshot has nothing to say about a row any more."""
+        newer = version >= self._position
+        return self.watch.is_settled(rowid, newer=newer) or self.watch.is_touched(
+            rowid, newer=newer
+        )
 
     def _add(self, row: Sequence[SQLiteValue]) -> None:
         bindings = [*row, self._log.open_version()]
@@ -171,7 +192,7 @@ class TableRefresh:
                 return
             self._cursor.execute(self._insert, bindings)
         rowid = self._cursor.connection.last_insert_rowid()
-        self.watch.mark_good(rowid)
+        self.watch.settle(rowid)
         self._record(rowid, "s")
 
     def _change(self, rowid: int, row: Sequence[SQLiteValue]) -> None:
@@ -185,19 +206,19 @@ class TableRefresh:
         self._record(rowid, "s")
 
     def _make_room(self, row: Sequence[SQLiteValue], spared: int | None) -> bool:
-        """Remove outdated rows that share a unique key with ``row``; False if a good one does."""
+        """Remove outdated rows that share a unique key with ``row``; False if a kept one does."""
         for positions in self._unique:
             values = [row[at] for at in positions]
             if None in values:
                 continue
             condition = equals_all([self._names[at] for at in positions])
-            others = self._cursor.execute(
-                f"SELECT _rowid_ FROM {self._quoted} "  # noqa: S608 - quoted
-                f"WHERE {condition} AND _rowid_ IS NOT ?",
+            others: list[Any] = self._cursor.execute(
+                f"SELECT _rowid_, {quote(VERSION_COLUMN)} "  # noqa: S608 - quoted
+                f"FROM {self._quoted} WHERE {condition} AND _rowid_ IS NOT ?",
                 [*values, spared],
             ).fetchall()
-            for other in (int(row[0]) for row in others if row[0] is not None):
-                if self.watch.is_good(other) or self.watch.is_touched(other):
+            for other, version in others:
+                if self._is_kept(other, version):
                     return False
                 self._delete(other)
         return True

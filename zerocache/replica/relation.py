@@ -53,6 +53,8 @@ class RelationWriter:
         self._cursor = connection.cursor()
         self._log = log
         self._quoted = quote(self.table)
+        # What is known of a row that is deleted or leaves its key.
+        self._known_of_old = frozenset(key_columns or self.columns)
         key = tuple(key_columns or ()) or row_key(facts)
         # Without any key, equal rows are interchangeable: each change touches one of them.
         self._keyless = key is None
@@ -164,7 +166,7 @@ class RelationWriter:
         for rowid in self._rowids(self._delete_sql, bindings):
             self._log.record(self.table, rowid, "d")
         if self.watch is not None:
-            self.watch.deleted.add(self._watched_key(self.watch, old))
+            self.watch.deleted[self._watched_key(self.watch, old)] = self._log.open_version()
 
     def truncate(self) -> None:
         if self.watch is not None:
@@ -180,9 +182,12 @@ class RelationWriter:
         if old is not None:
             before = self._watched_key(watch, old)
             if before != self._watched_key(watch, new):
-                watch.deleted.add(before)
+                watch.deleted[before] = self._log.open_version()
 
     def _watched_key(self, watch: RowWatch, row: StoredRow) -> tuple[SQLiteValue, ...]:
+        if not self._known_of_old.issuperset(watch.key):
+            # A transaction from before the table got another identity: its key says nothing now.
+            watch.cancelled = True
         values = (row[self.columns.index(name)] for name in watch.key)
         return tuple(None if value is UNCHANGED else value for value in values)
 

@@ -13,7 +13,7 @@ refresh.py's, the log change_log.py's, the WAL file wal.py's.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -40,7 +40,7 @@ from zerocache.replica.reader import ReplicaState, read_state
 from zerocache.replica.refresh import TableRefresh
 from zerocache.replica.relation import RelationWriter
 from zerocache.replica.schema_apply import announce, apply_changes, build_indexes, shapes
-from zerocache.replica.schema_change import Change
+from zerocache.replica.schema_change import AlterTable, Change, CreateTable
 from zerocache.replica.sql import quote
 from zerocache.replica.types import UNCHANGED, SQLiteValue, StoredRow
 from zerocache.replica.wal import WalFile
@@ -96,6 +96,8 @@ class ReplicaWriter:
         # Backfills that are not complete, by oid of the table, and the one that is under way.
         self._pending = load_pending(self._connection)
         self._refresh: TableRefresh | None = None
+        # Tables that the open SQLite transaction leaves incomplete: see interrupted.
+        self._interrupted: set[int] = set()
         # True while the open SQLite transaction has changed the schema.
         self._schema_changed = False
         # Rises with every change of a table's facts; who holds a RelationWriter asks anew then.
@@ -147,6 +149,7 @@ class ReplicaWriter:
         """Make schema changes, as part of the open upstream transaction."""
         self._log.open_version()
         self._schema_changed = True
+        self._interrupted |= _interrupted(changes)
         concerned = apply_changes(self._connection, self._log, changes)
         if self._refresh is not None and self._refresh.facts.table.oid in concerned:
             self._refresh.watch.cancelled = True
@@ -156,6 +159,17 @@ class ReplicaWriter:
     def pending(self) -> Mapping[int, Pending]:
         """Backfills that are not complete, by oid of the table."""
         return self._pending
+
+    @property
+    def interrupted(self) -> Collection[int]:
+        """Oids of tables of which a commit now would show outdated values, or hide some, until a
+        backfill has ended: it is worth a short wait."""
+        return self._interrupted & self._pending.keys()
+
+    @property
+    def position(self) -> Watermark:
+        """The newest ended transaction, whether committed or not."""
+        return Watermark(self._ended or self._state.version)
 
     def start_refresh(self, oid: int) -> TableRefresh:
         """Begin to watch the stream's changes of a table whose rows will be read again."""
@@ -189,8 +203,8 @@ class ReplicaWriter:
         self._reload()
 
     def next_minor(self) -> str:
-        """The version after the last commit for what no upstream transaction did."""
-        major, _, minor = self._state.version.partition(".")
+        """The version after the newest transaction for what no upstream transaction did."""
+        major, _, minor = self.position.partition(".")
         return f"{major}.{lexi_encode(lexi_decode(minor) + 1 if minor else 1)}"
 
     def begin_transaction(self, watermark: str) -> None:
@@ -235,6 +249,7 @@ class ReplicaWriter:
         self._state = state
         self._ended = None
         self._schema_changed = False
+        self._interrupted.clear()
         return state
 
     def rollback(self) -> ReplicaState:
@@ -245,6 +260,7 @@ class ReplicaWriter:
         self._ended = None
         # It has seen writes that are undone.
         self.stop_refresh()
+        self._interrupted.clear()
         if self._schema_changed:
             self._schema_changed = False
             self._reload()
@@ -395,6 +411,18 @@ class ReplicaWriter:
         self._begin()
         note_writer(self._connection, ended=False)
         self._connection.execute("COMMIT")
+
+
+def _interrupted(changes: Iterable[Change]) -> set[int]:
+    return {
+        change.new.table.oid
+        for change in changes
+        if isinstance(change, AlterTable) and (change.hidden or change.refresh)
+    } | {
+        change.facts.table.oid
+        for change in changes
+        if isinstance(change, CreateTable) and change.backfill
+    }
 
 
 def _open(path: Path) -> apsw.Connection:

@@ -1,4 +1,4 @@
-"""The record store over a real PostgreSQL."""
+"""What only the store in PostgreSQL does."""
 
 from __future__ import annotations
 
@@ -9,104 +9,17 @@ import psycopg
 import pytest
 
 from tests.conftest import PostgresCluster
+from tests.view_syncer.cvr.records import SCHEMA, version
 from view_syncer.cvr.postgres import PostgresStore
 from view_syncer.cvr.record import ConfigChange, GroupRecord
-from view_syncer.cvr.store import ConcurrentModification, StoreUnavailable
+from view_syncer.cvr.store import StoreUnavailable
 from zerocache.errors import ClientFacingError, ConfigurationError
-from zerocache.protocol.client_schema import ClientSchema
-from zerocache.protocol.messages import DeleteQuery, PutQuery
-from zerocache.protocol.versions import NEVER, ViewVersion, Watermark
-
-SCHEMA = ClientSchema.from_json(
-    b'{"tables":{"t":{"columns":{"id":{"type":"string"}},"primaryKey":["id"]}}}'
-)
+from zerocache.protocol.versions import NEVER
 
 
-def version(state: str, config: int = 0) -> ViewVersion:
-    return ViewVersion(Watermark(state), config)
-
-
-def new_record(change: ConfigChange) -> GroupRecord:
-    record = GroupRecord("g", version=version("00", 1), client_schema=SCHEMA, profile_id="p")
-    record.replica_version = Watermark("110")
-    record.ttl_clock_ms = 12.5
-    record.provable_from = version("00", 1)
-    record.add_client("c1", change)
-    ast = b'{ "table":"t", "limit":100000000000000000000 }'
-    ops = [
-        PutQuery("ast", 10, ast_json=ast, query=None, name="n", args=[1, {"x": None}]),
-        PutQuery("named", name="n", args=["é😀", 1.5]),
-    ]
-    record.apply_query_ops("c1", ops, 0, change)
-    record.apply_query_ops("c1", [DeleteQuery("ast")], 3.25, change)
-    record.queries["named"].got_at = version("00", 1)
-    record.queries["named"].unit = "unit-1"
-    return record
-
-
-async def test_unknown_group_is_a_fresh_record(store: PostgresStore) -> None:
-    record = await store.load("nobody")
-    assert not record.exists
-    assert record.version == NEVER
-
-
-async def test_saved_record_is_loaded_as_it_was(store: PostgresStore) -> None:
-    change = ConfigChange()
-    record = new_record(change)
-    await store.save(record, change, NEVER)
-    assert record.exists
-    loaded = await store.load("g")
-    assert loaded == record
-    assert loaded.queries["ast"].ast_json == record.queries["ast"].ast_json
-
-
-async def test_removed_parts_are_gone(store: PostgresStore) -> None:
-    change = ConfigChange()
-    record = new_record(change)
-    await store.save(record, change, NEVER)
-    second = ConfigChange()
-    record.drop_query("ast", second)
-    record.delete_client("c1", 5, second)
-    old, record.version = record.version, version("01")
-    await store.save(record, second, old)
-    assert await store.load("g") == record
-
-
-async def test_save_on_another_version_fails_and_writes_nothing(
-    store: PostgresStore,
-) -> None:
-    change = ConfigChange()
-    record = new_record(change)
-    await store.save(record, change, NEVER)
-    stale = await store.load("g")
-    record.version = version("00", 2)
-    await store.save(record, ConfigChange(bump=True), version("00", 1))
-    late = ConfigChange()
-    stale.add_client("late", late)
-    stale.version = version("00", 2)
-    with pytest.raises(ConcurrentModification, match="00:01"):
-        await store.save(stale, late, version("00", 1))
-    assert (await store.load("g")).clients == {"c1"}
-
-
-async def test_only_one_of_two_first_saves_succeeds(store: PostgresStore) -> None:
-    """sync-protocol.md §10 #37"""
-
-    async def first() -> None:
-        change = ConfigChange()
-        await store.save(new_record(change), change, NEVER)
-
-    outcomes = await asyncio.gather(first(), first(), return_exceptions=True)
-    assert sorted(type(o).__name__ for o in outcomes) == ["ConcurrentModification", "NoneType"]
-
-
-async def test_ttl_clock_never_goes_back(store: PostgresStore) -> None:
-    change = ConfigChange()
-    await store.save(new_record(change), change, NEVER)
-    await store.touch("g", 100)
-    await store.touch("g", 50)
-    assert (await store.load("g")).ttl_clock_ms == 100
-    await store.touch("nobody", 1)
+@pytest.fixture
+def store(postgres_store: PostgresStore) -> PostgresStore:
+    return postgres_store
 
 
 async def test_versions_compare_as_bytes(store: PostgresStore, database: str) -> None:
@@ -122,12 +35,6 @@ async def test_versions_compare_as_bytes(store: PostgresStore, database: str) ->
         "stateVersion": "C",
         "replicaVersion": "C",
     }
-
-
-async def test_opening_twice_at_once_is_fine(database: str) -> None:
-    stores = [PostgresStore(database, "x/cvr", max_connections=1) for _ in range(4)]
-    await asyncio.gather(*(store.open() for store in stores))
-    await asyncio.gather(*(store.close() for store in stores))
 
 
 async def test_value_the_database_refuses_is_named_as_the_stores_failure(

@@ -12,9 +12,12 @@ CREATE TABLE {schema}.view_groups (
     "provableState"  text COLLATE "C" NOT NULL DEFAULT '00',
     "provableConfig" bigint NOT NULL DEFAULT 0,
     takeovers        json NOT NULL DEFAULT '[]',
-    deleted          boolean NOT NULL DEFAULT false
+    "deletedAt"      timestamptz
 );
-CREATE INDEX view_groups_last_active ON {schema}.view_groups ("lastActive");
+CREATE INDEX view_groups_last_active ON {schema}.view_groups ("lastActive")
+ WHERE "deletedAt" IS NULL;
+CREATE INDEX view_groups_deleted_at ON {schema}.view_groups ("deletedAt")
+ WHERE "deletedAt" IS NOT NULL;
 -- No foreign keys: the parts of a group are only ever written together with its row.
 CREATE TABLE {schema}.view_clients (
     "clientGroupID" text NOT NULL,

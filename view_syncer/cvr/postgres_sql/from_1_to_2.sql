@@ -11,13 +11,17 @@ ALTER INDEX {schema}.groups_pkey RENAME TO view_groups_pkey;
 ALTER INDEX {schema}.clients_pkey RENAME TO view_clients_pkey;
 ALTER INDEX {schema}.queries_pkey RENAME TO view_queries_pkey;
 ALTER INDEX {schema}.desires_pkey RENAME TO view_desires_pkey;
-ALTER INDEX {schema}.groups_last_active RENAME TO view_groups_last_active;
+DROP INDEX {schema}.groups_last_active;
 ALTER TABLE {schema}.view_groups
     ALTER COLUMN "lastActive" DROP DEFAULT,
     ADD COLUMN "provableState" text COLLATE "C" NOT NULL DEFAULT '00',
     ADD COLUMN "provableConfig" bigint NOT NULL DEFAULT 0,
     ADD COLUMN takeovers json NOT NULL DEFAULT '[]',
-    ADD COLUMN deleted boolean NOT NULL DEFAULT false;
+    ADD COLUMN "deletedAt" timestamptz;
+CREATE INDEX view_groups_last_active ON {schema}.view_groups ("lastActive")
+ WHERE "deletedAt" IS NULL;
+CREATE INDEX view_groups_deleted_at ON {schema}.view_groups ("deletedAt")
+ WHERE "deletedAt" IS NOT NULL;
 UPDATE {schema}.view_groups
    SET "provableState" = "stateVersion", "provableConfig" = "configVersion";
 ALTER TABLE {schema}.view_queries

@@ -1,7 +1,7 @@
 -- One statement, hence one snapshot: a concurrent save is seen whole or not at all.
 SELECT g."clientGroupID", g."stateVersion", g."configVersion", g."clientSchema"::text,
        g."profileID", g."replicaVersion", g."ttlClock", g."provableState", g."provableConfig",
-       g.takeovers::text, g.deleted,
+       g.takeovers::text, g."deletedAt" IS NOT NULL,
        (SELECT coalesce(json_agg("clientID"), '[]')::text
           FROM {schema}.view_clients c WHERE c."clientGroupID" = g."clientGroupID"),
        (SELECT coalesce(json_agg(json_build_object(

@@ -16,7 +16,7 @@ updated AS (
            "provableConfig" = w.provable_config, takeovers = w.takeovers::json,
            "lastActive" = to_timestamp(%(now)s)
       FROM wanted w
-     WHERE g."clientGroupID" = w.group_id AND NOT w.new AND NOT g.deleted
+     WHERE g."clientGroupID" = w.group_id AND NOT w.new AND g."deletedAt" IS NULL
        AND g."stateVersion" = w.old_state AND g."configVersion" = w.old_config
     RETURNING g."clientGroupID" AS group_id
 ),
