@@ -25,6 +25,7 @@ from replication_manager.announcer import HiddenAnnouncer
 from replication_manager.applier import Applier
 from replication_manager.backfill import Backfiller
 from replication_manager.change_log import ChangeLogKeeper
+from replication_manager.change_store import LOG_BYTES
 from replication_manager.history import read_history, require_same_past
 from replication_manager.indexes import IndexKeeper
 from replication_manager.initial_sync import SyncSettings, run_initial_sync
@@ -380,11 +381,13 @@ class ReplicationService:
         """What ``/statz`` shows; from any thread."""
         health = None if self._guard is None else self._guard.health
         version = self._version
+        metrics = self._metrics.snapshot()
         return {
             "stateVersion": version,
             "lsn": None if version is None else lsn_to_text(lsn_from_watermark(version)),
             "slot": None if health is None else {**asdict(health), "problem": health.problem},
-            "metrics": self._metrics.snapshot(),
+            "metrics": metrics,
+            "changeLog": {"changeLogSize": metrics.get(LOG_BYTES)},
         }
 
     def _run_stream(self, stream: ChangeStream, writer: ReplicaWriter) -> None:
