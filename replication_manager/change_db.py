@@ -259,6 +259,8 @@ class ChangeDb:
             sql.SQL('"lastWatermark" = %s, reached = greatest(reached, %s::pg_lsn)'),
             [watermark_from_lsn(last), lsn_to_text(last)],
         )
+        # Readers elsewhere follow the log; with the commit they are told to look.
+        self._connection.execute("SELECT pg_notify(%s, '')", [self._schema])
         self._connection.execute("COMMIT")
 
     def record_reached(self, position: Lsn) -> None:
@@ -310,6 +312,14 @@ class ChangeDb:
                 copy.set_types(["bytea"])
                 for (data,) in copy.rows():
                     yield data
+
+    def listen(self) -> None:
+        """From now on :meth:`wait_for_commit` notices what others store."""
+        self._connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(self._schema)))
+
+    def wait_for_commit(self, timeout_s: float) -> bool:
+        """Wait until something was stored; False if the time is over."""
+        return any(True for _ in self._connection.notifies(timeout=timeout_s, stop_after=1))
 
     def _own(self, assignments: sql.SQL, values: list[Any]) -> None:
         """Change the state row, if it is still ours."""

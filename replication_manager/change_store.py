@@ -44,6 +44,8 @@ from zerocache.protocol.versions import Lsn
 
 REPLICA = "replica"
 """Name of the local replica's reservation."""
+LOG_BYTES = "replication.change_log_bytes"
+"""Gauge: what the change log takes in the change database."""
 
 log = structlog.get_logger(__name__)
 
@@ -171,6 +173,7 @@ class ChangeStore:
 
     def _run(self) -> None:
         try:
+            self._metrics.gauge(LOG_BYTES, self._db.size_bytes())
             while not self._stopping:
                 self._work()
         except psycopg.Error as error:
@@ -256,4 +259,4 @@ class ChangeStore:
         lowest = self._reservations.lowest()
         # Never past the end of the log: what is not there cannot be missing either.
         self._free = None if lowest is None else min(lowest, self._stored)
-        self._metrics.gauge("replication.change_log_bytes", self._db.size_bytes())
+        self._metrics.gauge(LOG_BYTES, self._db.size_bytes())

@@ -22,7 +22,7 @@ import structlog
 from replication_manager.pgoutput import Relation
 from replication_manager.signals import Stopped, StopSignal
 from zerocache.errors import ConfigurationError, ResyncRequired
-from zerocache.postgres.connection import connect
+from zerocache.postgres.connection import abort, connect
 from zerocache.postgres.ddl import announced_schema, is_announced
 from zerocache.postgres.introspection import read_published_schema
 from zerocache.postgres.shard import ShardNames
@@ -36,6 +36,7 @@ from zerocache.replica.published import (
 )
 
 _INTERVAL_S = 5.0
+_PATIENCE_S = 1.0
 
 log = structlog.get_logger(__name__)
 
@@ -157,6 +158,8 @@ class SchemaWatch:
         self._differences: list[str] = []
         # What committed upstream before this position was seen by a comparison.
         self._seen: int = 0
+        # The thread's connection, while it has one.
+        self._watching: psycopg.Connection[Any] | None = None
         # Opened when first needed, for comparisons in the stream's thread.
         self._own: psycopg.Connection[Any] | None = None
 
@@ -166,6 +169,11 @@ class SchemaWatch:
 
     def __exit__(self, *exc: object) -> None:
         self._stop.set()
+        self._thread.join(_PATIENCE_S)
+        watching = self._watching
+        if self._thread.is_alive() and watching is not None:
+            # It waits for a server that no longer answers.
+            abort(watching)
         self._thread.join()
         self._stop.close()
         if self._own is not None:
@@ -202,6 +210,7 @@ class SchemaWatch:
         """Compare now and then until the connection breaks or a difference is found."""
         try:
             with self._connect(self._url, "schema-watch") as connection:
+                self._watching = connection
                 while not self._differences:
                     self._differences = self._compare(connection)
                     self._stop.wait(self._interval_s)

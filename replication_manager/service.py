@@ -25,6 +25,7 @@ from replication_manager.announcer import HiddenAnnouncer
 from replication_manager.applier import Applier
 from replication_manager.backfill import Backfiller
 from replication_manager.change_log import ChangeLogKeeper
+from replication_manager.change_store import LOG_BYTES
 from replication_manager.history import read_history, require_same_past
 from replication_manager.indexes import IndexKeeper
 from replication_manager.initial_sync import SyncSettings, run_initial_sync
@@ -70,10 +71,15 @@ _LONGEST_BACKOFF_S = 15.0
 # How long a database may be away when we start; containers often start before it.
 _STARTUP_PATIENCE_S = 60.0
 _STABLE_AFTER_S = 30.0
-# With these the server ends a stream that can never get further.
 # Of the disk, or of the limits set for this process.
 _NOT_WRITABLE = (apsw.FullError, apsw.IOError, apsw.CantOpenError, apsw.ReadOnlyError, OSError)
+# Those of them that say that the path is wrong, if it never could be written.
+_WRONG_PATH = (
+    apsw.CantOpenError, apsw.ReadOnlyError,
+    PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError,
+)  # fmt: skip
 _DECODING_ATTEMPTS = 5
+# With these the server ends a stream that can never get further.
 _UNUSABLE = (psycopg.errors.UndefinedObject, psycopg.errors.ObjectNotInPrerequisiteState)
 
 log = structlog.get_logger(__name__)
@@ -210,6 +216,11 @@ class ReplicationService:
     def _wait_for_space(self, error: Exception) -> None:
         """What is complete stays, the rest comes again; readers are served meanwhile."""
         reason = f"{type(error).__name__}: {error}"
+        if not self._was_ready and isinstance(error, _WRONG_PATH):
+            raise ConfigurationError(
+                f"the replica {self._file} cannot be written ({reason}): point ZERO_REPLICA_FILE "
+                "to a file in a directory in which the user that runs this may create files"
+            ) from error
         self._callbacks.progress(f"the replica cannot be written ({reason}); free disk space")
         log.error(
             "replica_not_writable",
@@ -223,6 +234,7 @@ class ReplicationService:
         """Everything between two failures."""
         if not self._was_ready:
             check_replication_role(self._url, self._stop)
+            self._change_log.check_publications()
         upstream = set_up_upstream(self._url, self._shard)
         self._hidden.announce(upstream.schema)
         if not self._was_ready:
@@ -370,11 +382,13 @@ class ReplicationService:
         """What ``/statz`` shows; from any thread."""
         health = None if self._guard is None else self._guard.health
         version = self._version
+        metrics = self._metrics.snapshot()
         return {
             "stateVersion": version,
             "lsn": None if version is None else lsn_to_text(lsn_from_watermark(version)),
             "slot": None if health is None else {**asdict(health), "problem": health.problem},
-            "metrics": self._metrics.snapshot(),
+            "metrics": metrics,
+            "changeLog": {"changeLogSize": metrics.get(LOG_BYTES)},
         }
 
     def _run_stream(self, stream: ChangeStream, writer: ReplicaWriter) -> None:

@@ -55,6 +55,7 @@ PONG_AFTER_SILENCE_S = 6.0
 FULL_BACKOFF_MS = 5000
 PING_AFTER_SILENCE = 0.5
 """Of the idle time-out: then a WebSocket ping is sent, which browsers answer by themselves."""
+PINGS_UNANSWERED = 3
 SEND_TIMEOUT_S = 10.0
 """How long a peer may take nothing of what waits for it (§4.7)."""
 
@@ -119,6 +120,9 @@ class Connection:
         # is that it does not even answer pings of the WebSocket.
         self._idle_s = options.idle_timeout_seconds
         self._init_s = options.init_timeout_seconds
+        # When something was last heard, and how often it was asked for a sign of life since.
+        self._heard_s = 0.0
+        self._pings = 0
         self._opened_s = asyncio.get_running_loop().time()
 
     # -- Client ---------------------------------------------------------------------------------
@@ -252,20 +256,32 @@ class Connection:
         """To be called every :data:`PONG_CHECK_S`, by a timer that no connection holds up: answers
         a ping that may be stuck behind slow work (§4.7), and ends a connection that takes nothing
         anymore, says nothing anymore or never said what it wants."""
-        silence_s = now_s - self._socket.last_received_s
-        if self._idle_s and silence_s > self._idle_s:
+        if self._is_silent(now_s):
             log.info("idle_client_closed", clientID=self.client_id)
             self._socket.close(1000, "idle")
             return
         if self._init_s and not self._initialized and now_s - self._opened_s > self._init_s:
             self._socket.close(1008, "no initConnection in time")
             return
-        if self._idle_s and silence_s > self._idle_s * PING_AFTER_SILENCE:
-            self._socket.ping()
         if self._socket.stalled_for_s() > SEND_TIMEOUT_S:
             self._cut_off("it takes nothing")
         elif now_s - self._socket.last_sent_s > PONG_AFTER_SILENCE_S:
             self._socket.send_text(downstream.PONG)
+
+    def _is_silent(self, now_s: float) -> bool:
+        """Whether the client is gone without a word. It is asked for a sign of life first, more
+        than once: after a moment in which this process was held up, what it sent is still to be
+        read. One whose messages wait here is not silent, it is made to wait."""
+        heard_s = self._socket.last_received_s
+        if heard_s != self._heard_s:
+            self._heard_s, self._pings = heard_s, 0
+        silence_s = now_s - heard_s
+        if not self._idle_s or silence_s <= self._idle_s * PING_AFTER_SILENCE:
+            return False
+        if not self._socket.ping():
+            return False
+        self._pings += 1
+        return silence_s > self._idle_s and self._pings > PINGS_UNANSWERED
 
 
 async def serve(socket: WebSocket, host: Host, peer: Peer) -> None:

@@ -213,8 +213,10 @@ class Dispatcher:
             figures = await self._worker_figures()
             groups["workers"] = lambda: figures
         if admin and self._replication_figures is not None:
-            replication = await self._replication_figures()
+            replication = dict(await self._replication_figures())
+            change_log = replication.pop("changeLog", {})
             groups["replication"] = lambda: replication
+            groups["changeLog"] = lambda: change_log
         return await asyncio.to_thread(answer_statz, request, self._config, groups)
 
 

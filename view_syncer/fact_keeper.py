@@ -62,6 +62,7 @@ class FactKeeper:
         self._lock = asyncio.Lock()
         self._complete_to = NO_STATE
         self._unwritten: dict[UnitId, list[Move]] = {}
+        self._unwritten_members: dict[UnitId, UnitWrite] = {}
         self._silent = False
         self._cache: OrderedDict[tuple[int, UnitId], _Cached] = OrderedDict()
         self._cached_keys = 0
@@ -121,10 +122,11 @@ class FactKeeper:
             taken = await self._engine.take_moves(all_due=final)
             for unit, moves in taken.moves.items():
                 self._unwritten.setdefault(unit, []).extend(moves)
-            nothing = not self._unwritten and not taken.due
+            await self._read_members(taken)
+            nothing = not self._unwritten and not self._unwritten_members
             if taken.version == self._complete_to and nothing and not always:
                 return
-            writes = [*self._deltas(), *await self._checkpoints(taken)]
+            writes = [*self._deltas(), *self._unwritten_members.values()]
             try:
                 await self._store.write_facts(self.author + 1, taken.version, writes)
             except AuthorForgotten as error:
@@ -136,6 +138,7 @@ class FactKeeper:
                     self._fall_silent("the store was away for too long")
             else:
                 self._unwritten.clear()
+                self._unwritten_members.clear()
                 self._complete_to = taken.version
 
     def _deltas(self) -> list[UnitWrite]:
@@ -144,8 +147,7 @@ class FactKeeper:
             for unit, moves in self._unwritten.items()
         ]
 
-    async def _checkpoints(self, taken: Taken) -> list[UnitWrite]:
-        writes: list[UnitWrite] = []
+    async def _read_members(self, taken: Taken) -> None:
         for unit in taken.due:
             try:
                 read = await self._engine.members(unit)
@@ -157,14 +159,16 @@ class FactKeeper:
                 version, members = read
                 body = await asyncio.to_thread(pack, members)
                 checkpoint = Checkpoint(version, body)
-                writes.append(UnitWrite(unit, checkpoint, drop_before=members.since))
-        return writes
+                self._unwritten_members[unit] = UnitWrite(
+                    unit, checkpoint, drop_before=members.since
+                )
 
     def _fall_silent(self, reason: str) -> None:
         """Never write again: there would be a hole. Who returns starts over instead."""
         log.error("facts_given_up", reason=reason)
         self._silent = True
         self._unwritten.clear()
+        self._unwritten_members.clear()
 
     # -- reading ---------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ Invariant: what is remembered is bounded by who asked for something within the l
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass, field
 
 from zerocache.errors import ClientFacingError
@@ -82,6 +82,7 @@ class Limits:
 
     options: ClientLimits
     clock: Callable[[], float] = field(default_factory=lambda: asyncio.get_running_loop().time)
+    hold: Callable[[float], Awaitable[None]] = asyncio.sleep
 
     def __post_init__(self) -> None:
         # Messages, groups and clients that were too many, since the worker started.
@@ -99,7 +100,7 @@ class Limits:
             return
         wait_s = self._take(connection, user_id)
         if wait_s and isinstance(message, Push):
-            await asyncio.sleep(min(wait_s, MAX_PUSH_DELAY_S))
+            await self.hold(min(wait_s, MAX_PUSH_DELAY_S))
             wait_s = self._take(connection, user_id)
         if wait_s:
             raise self._overloaded("Too many messages", wait_s)

@@ -72,6 +72,8 @@ class MembershipLog:
         self._clock = clock
         self._units: dict[tuple[Pipeline, ClientTables], Unit] = {}
         self._by_id: dict[UnitId, Unit] = {}
+        # Units whose members were written down by this life, whether they still run or not.
+        self._on_record: set[UnitId] = set()
         # Moves of units that ended before they were taken.
         self._orphans: dict[UnitId, list[Move]] = {}
         self._dirty: set[Unit] = set()
@@ -88,6 +90,10 @@ class MembershipLog:
         unit = Unit(unit_id(pipeline, client), pipeline, client, version, self._clock())
         self._units[pipeline, client] = self._by_id[unit.id] = unit
         self._young.append(unit)
+        if unit.id in self._on_record:
+            # Or what is on record would be taken to lead up to here.
+            unit.pending.append(Move(version, [], [], begins=True))
+            self._dirty.add(unit)
 
     def ended(self, pipeline: Pipeline, client: ClientTables) -> None:
         """Nobody follows the unit any more, or its moves can no longer be told."""
@@ -148,6 +154,7 @@ class MembershipLog:
         if unit.written is not None:
             unit.since = unit.written
         unit.written, unit.moved = version, 0
+        self._on_record.add(unit.id)
         return unit.since
 
     def postpone(self, unit: Unit) -> None:

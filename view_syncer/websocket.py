@@ -195,13 +195,16 @@ class WebSocket(asyncio.Protocol):
         reach(Place.MID_POKE)
         self.last_sent_s = self._loop.time()
 
-    def ping(self) -> None:
-        """Ask the peer's WebSocket for a sign of life, if it can be read at once."""
-        if self.is_open and not self._reading_paused and not self.clogged:
-            sent_s = self.last_sent_s
-            self._protocol.send_ping(b"")
-            self._flush()
-            self.last_sent_s = sent_s  # no pong of the protocol, for which it must not be taken
+    def ping(self) -> bool:
+        """Ask the peer's WebSocket for a sign of life; False if none could be heard or asked for
+        at the moment."""
+        if not self.is_open or self._reading_paused or self.clogged:
+            return False
+        sent_s = self.last_sent_s
+        self._protocol.send_ping(b"")
+        self._flush()
+        self.last_sent_s = sent_s  # no pong of the protocol, for which it must not be taken
+        return True
 
     def close(self, code: int = 1000, reason: str = "") -> None:
         """Begin the closing handshake; the transport goes when the peer answers or times out."""

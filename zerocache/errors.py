@@ -15,6 +15,7 @@
     ├── ControlClosed             a child process is gone (zerocache/control.py)
     ├── ConcurrentModification    another server changed a record (view_syncer/cvr/store.py)
     ├── StoreUnavailable          the view records cannot be reached (view_syncer/cvr/store.py)
+    │   └── AuthorForgotten       a worker's facts were deleted: it was silent for too long
     └── ClientPackagesError       the demo page's packages are missing (zerocache/dev)
 
 Kinds of ReplicationError stand beside what raises them (replication_manager). Where one class has

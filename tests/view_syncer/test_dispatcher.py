@@ -56,9 +56,8 @@ class Workers:
 
 @asynccontextmanager
 async def serving(workers: Workers, **given: Any) -> AsyncIterator[Dispatcher]:
-    options = {
-        name: given.pop(name) for name in ("head_timeout_s", "on_keepalive") if name in given
-    }
+    names = ("head_timeout_s", "on_keepalive", "replication_figures")
+    options = {name: given.pop(name) for name in names if name in given}
     dispatcher = Dispatcher(config(**given), hand_over=workers.hand_over, **options)
     dispatcher.bind()
     dispatcher.listen()
@@ -230,6 +229,19 @@ async def test_statz_wants_the_password_in_production() -> None:
     async with serving(Workers(), **given) as dispatcher:
         status, body = await http(dispatcher.port, "GET /statz HTTP/1.1\r\n\r\n")
         assert (status, body) == ("HTTP/1.1 401 Unauthorized", "Unauthorized")
+
+
+async def test_statz_shows_what_the_replication_process_says_of_itself() -> None:
+    async def figures() -> dict[str, Any]:
+        return {"lsn": "0/10", "slot": {"status": "ok"}, "changeLog": {"changeLogSize": 5}}
+
+    async with serving(Workers(), replication_figures=figures) as dispatcher:
+        query = "group=replication,changeLog&format=json"
+        _, body = await http(dispatcher.port, f"GET /statz?{query} HTTP/1.1\r\n\r\n")
+        assert json.loads(body) == {
+            "replication": {"lsn": "0/10", "slot": {"status": "ok"}},
+            "changeLog": {"changeLogSize": 5},
+        }
 
 
 # --- bounds ---

@@ -157,6 +157,47 @@ async def test_a_group_that_was_gone_for_long_is_sent_what_changed(
     assert ops(again) == [("del", "b"), ("put", "a")]
 
 
+async def test_query_that_nobody_asked_for_meanwhile_is_not_told_across_the_gap(
+    replica: Replica, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was written of it before leads nowhere: its rows changed while nobody looked."""
+    monkeypatch.setattr(worker, "LINGER_S", 0.0)
+    monkeypatch.setattr(membership, "CHECKPOINT_AGE_S", 3600.0)
+    first = await server.connected(ALL_TASKS)
+    await written_down(server)
+    first.close()
+    await until(lambda: server.group() is None)
+    replica.write(delete_task("a"), put_task("d", title="D"))
+    second = await server.connected(ALL_TASKS, group="h")
+    second.close()
+    await until(lambda: server.group("h") is None)
+    await server.worker._facts.flush()
+    replica.write(delete_task("d"))
+    again = server.client(client_id=second.client_id, state=second.state, group="h")
+    await again.connect()
+    await again.wait_for(lambda: again.session.poke_count > 0)
+    assert set(again.titles) == {"b", "c"}
+
+
+async def test_members_that_could_not_be_written_are_written_later(
+    replica: Replica, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = await server.connected(ALL_TASKS)
+    original = server.worker._store.write_facts
+
+    async def failing(*_: Any) -> None:
+        raise StoreUnavailable("gone for a test")
+
+    monkeypatch.setattr(server.worker._store, "write_facts", failing)
+    await server.worker._facts.flush(final=True)
+    monkeypatch.setattr(server.worker._store, "write_facts", original)
+    await server.stop()
+    replica.write(delete_task("b"))
+    async with serving(replica, server.config) as restarted:
+        again = await returned(restarted, client.state, client.client_id)
+        assert ops(again) == [("del", "b")]
+
+
 async def test_query_that_came_while_a_client_was_away_is_sent_whole(
     replica: Replica, server: Server
 ) -> None:
@@ -206,6 +247,7 @@ async def test_row_that_took_the_key_of_another_is_sent(replica: Replica, server
 async def test_cookie_of_the_moment_before_a_crash_gets_the_whole_view(
     replica: Replica, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """sync-protocol.md §10 #38: what was not written down in time is not waited for."""
     client = await server.connected(ALL_TASKS)
     await written_down(server)
     crash(server, monkeypatch)

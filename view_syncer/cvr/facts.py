@@ -26,11 +26,14 @@ T = TypeVar("T")
 
 
 class Move(msgspec.Struct, frozen=True, array_like=True):
-    """Rows that left and then rows that entered a unit, by the advance to ``version``."""
+    """Rows that left and then rows that entered a unit, by the advance to ``version``. One that
+    ``begins`` says that nobody followed the unit for a while before ``version``: what was known
+    of its rows does not lead any further."""
 
     version: Watermark
     left: list[RowKey]
     entered: list[RowKey]
+    begins: bool = False
 
 
 class Members(msgspec.Struct, frozen=True, array_like=True):
@@ -71,14 +74,16 @@ class UnitHistory:
 
     def at(self, version: Watermark) -> frozenset[RowKey] | None:
         """The members at ``version``, which must not lie beyond what was written; None if the
-        unit was not followed that early."""
+        unit was not followed that early, or not all the way."""
         if version < self.since:
             return None
+        first, last = sorted((version, self.version))
+        between = [move for move in self.moves if first < move.version <= last]
+        if any(move.begins for move in between):
+            return None
         if version >= self.version:
-            later = [m for m in self.moves if self.version < m.version <= version]
-            return _forwards(self.keys, later)
-        earlier = [m for m in self.moves if version < m.version <= self.version]
-        return _backwards(self.keys, earlier)
+            return _forwards(self.keys, between)
+        return _backwards(self.keys, between)
 
 
 def _forwards(keys: frozenset[RowKey], moves: Iterable[Move]) -> frozenset[RowKey]:

@@ -71,3 +71,18 @@ def test_members_that_did_not_move_are_the_same_object() -> None:
     history = UnitHistory.read(UnitFacts(checkpoint, []))
     assert history is not None
     assert history.at(version(2)) is history.at(version(9))
+
+
+def test_nothing_is_told_across_a_time_in_which_nobody_followed_the_unit() -> None:
+    """Between the versions 3 and 6 anything may have happened."""
+    members = Checkpoint(version(2), pack(Members(version(1), KEYS[:1])))
+    moves = [
+        Move(version(3), [], KEYS[1:2]),
+        Move(version(6), [], [], begins=True),
+        Move(version(7), [], KEYS[2:3]),
+    ]
+    history = UnitHistory.read(UnitFacts(members, [Delta(version(7), pack(moves))]))
+    assert history is not None
+    assert history.at(version(5)) == set(KEYS[:2])
+    assert history.at(version(6)) is None
+    assert history.at(version(7)) is None
