@@ -27,7 +27,7 @@ from replication_manager.pgoutput import (
 )
 from replication_manager.refused_values import refused
 from replication_manager.schema_events import SchemaEvents
-from replication_manager.targets import Target, find_facts, make_target
+from replication_manager.targets import Target, find_facts, fits, make_target
 from zerocache.errors import ReplicationError
 from zerocache.failpoints import Place, reach
 from zerocache.protocol.versions import watermark_from_lsn
@@ -69,6 +69,8 @@ class Applier:
         self._skipping = False
         # Commit LSN of the newest transaction that began.
         self._lsn = 0
+        # The transaction that is open.
+        self._xid = 0
         # Row changes since the stream last reset it; decides when a group is large enough.
         self.changes = 0
         self._handlers: dict[type[Message], Callable[..., None]] = {
@@ -154,13 +156,14 @@ class Applier:
         if facts is None:
             self._skipped[oid] = wire_name(message.schema, message.name)
             return None
-        target = make_target(self._writer, self._schema_events, message, facts)
+        target = make_target(self._writer, self._schema_events, message, facts, self._xid)
         self._confirm(self._lsn)
-        self._targets[oid] = target
+        if fits(message, facts):
+            self._targets[oid] = target
         return target
 
     def _begin(self, message: Begin) -> None:
-        self._lsn = message.lsn
+        self._lsn, self._xid = message.lsn, message.xid
         watermark = watermark_from_lsn(message.lsn)
         self.in_transaction = True
         self._skipping = watermark <= self._writer.state.version
@@ -177,10 +180,10 @@ class Applier:
         self._skipping = False
 
     def _pass_over(self) -> None:
-        """Rows came of tables that the replica does not have. If all changes are announced, the
-        tables have just gone, or will be announced and then read from the beginning."""
+        """Rows came of tables that the replica does not have: they have just gone, or else
+        something went unnoticed."""
         for table in self._skipped.values():
-            if not self._schema_events.complete:
+            if not self._schema_events.may_precede(self._xid):
                 self._writer.facts(table)  # raises
             log.info("rows_of_unpublished_table_skipped", table=table)
         self._skipped.clear()

@@ -318,13 +318,7 @@ class ReplicationService:
             watch = self._watch_schema(upstream, stack)
 
             # One for all: it remembers what transactions under way may still bring.
-            events = SchemaEvents(
-                writer,
-                self._shard,
-                watch.changed,
-                self._hidden.announce,
-                complete=upstream.ddl_detection,
-            )
+            events = SchemaEvents(writer, self._shard, watch.changed, self._hidden.announce)
 
             def new_applier() -> Applier:
                 return Applier(writer, watch.confirm, events)

@@ -34,20 +34,28 @@ def find_facts(writer: ReplicaWriter, relation: Relation) -> TableFacts | None:
 
 
 def make_target(
-    writer: ReplicaWriter, events: SchemaEvents, relation: Relation, facts: TableFacts
+    writer: ReplicaWriter, events: SchemaEvents, relation: Relation, facts: TableFacts, xid: int
 ) -> Target:
-    if not has_shape(relation, facts):
-        target = _of_the_past(writer, events, relation, facts)
+    """``xid``: the transaction that has the rows; another one needs a target of its own, unless the
+    relation :func:`fits`."""
+    if not fits(relation, facts):
+        may_precede = events.may_precede(xid)
+        target = _of_the_past(writer, events, relation, facts) if may_precede else None
         if target is not None:
             return target
-    if not events.complete or not has_shape(relation, facts):
-        check_relation(relation, facts)
+        if not may_precede or not has_shape(relation, facts):
+            check_relation(relation, facts)
     names = [column.name for column in relation.columns]
     by_name = {column.name: column for column in facts.table.columns}
     return Target(
         writer.relation(facts.table.wire_name, names, _key(relation)),
         row_decoder([column_decoder(by_name[name]) for name in names]),
     )
+
+
+def fits(relation: Relation, facts: TableFacts) -> bool:
+    identity = facts.table.replica_identity
+    return has_shape(relation, facts) and relation.identity == identity
 
 
 def _key(relation: Relation) -> list[str] | None:
@@ -61,7 +69,7 @@ def _of_the_past(
 ) -> Target | None:
     """For rows that were written before a change and come after it; None if they cannot be."""
     past, key = events.past(relation), _key(relation)
-    if past is None or key is None:
+    if past is None or key is None or has_shape(relation, facts):
         return None
     order = [column.name for column in relation.columns]
     before = {c.position: (c.type_oid, order.index(c.name)) for c in past.table.columns}

@@ -460,3 +460,22 @@ def test_rows_written_before_a_change_and_committed_after_it(
     verdict = verify(database, replicator.file)
     assert verdict.is_equal, (verdict, replicator.log())
     assert replicator.rows(GENERATION) == before, replicator.log()
+
+
+def test_partitions_of_a_root_that_moves_out_of_the_publication(
+    replicator: Replicator, run_sql: RunSql, database: str
+) -> None:
+    """pgoutput goes on to send their rows as the root's, which is not published any more."""
+    run_sql(
+        "CREATE SCHEMA away; CREATE TABLE p (id int PRIMARY KEY, t text) PARTITION BY RANGE (id);"
+        "CREATE TABLE leaf PARTITION OF p DEFAULT; INSERT INTO p VALUES (1, 'a'), (2, 'b')"
+    )
+    replicator.start()
+    run_sql("UPDATE leaf SET t = 'c' WHERE id = 1")
+    run_sql("ALTER TABLE p SET SCHEMA away")
+    run_sql("DELETE FROM away.p WHERE id = 2; INSERT INTO leaf VALUES (3, 'd')")
+    leaf = "SELECT count(*) FROM sqlite_schema WHERE name = 'leaf'"
+    replicator.wait_until(lambda: replicator.rows(leaf) == [(1,)])
+    settle(replicator)
+    assert compare(replicator)
+    assert replicator.rows("SELECT id FROM leaf ORDER BY id") == [(1,), (3,)]

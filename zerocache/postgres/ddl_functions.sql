@@ -63,7 +63,11 @@ BEGIN
         'context', json_build_object('query', left(current_query(), 10000)),
         'schema', specs,
         'missing', {shard}.missing_values(oids),
-        'rewritten', to_json(rewritten::int8[])
+        'rewritten', to_json(rewritten::int8[]),
+        -- Transactions with an older id may have written before this one; those that begin after it
+        -- have this id or a newer one.
+        'next_xid', greatest(pg_snapshot_xmax(pg_current_snapshot()),
+                             pg_current_xact_id())::text::int8
     )::text);
 END
 $zc_body$;

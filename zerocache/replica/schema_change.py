@@ -68,6 +68,7 @@ class SchemaEvent(msgspec.Struct, frozen=True, kw_only=True):
     context: EventContext = EventContext()
     missing: dict[str, str | None] = {}
     rewritten: tuple[int, ...] = ()
+    next_xid: int = 0
 
     @property
     def is_unknown(self) -> bool:
