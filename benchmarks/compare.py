@@ -12,6 +12,7 @@ from benchmarks import (
     initial_sync,
     latency,
     restart,
+    stalled,
     storms,
     sustained_writes,
     workbench,
@@ -26,7 +27,7 @@ async def measure(bench: Workbench, server: Server) -> Outcome:
     # Latency first: what hydration leaves behind (queries live on for their TTL) would count in.
     benchmarks = [latency.measure, hydration.measure, restart.measure]
     if bench.options.long:
-        benchmarks += [storms.measure, sustained_writes.measure]
+        benchmarks += [storms.measure, sustained_writes.measure, stalled.measure]
     for benchmark in benchmarks:
         outcome += await benchmark(bench, server)
     return outcome

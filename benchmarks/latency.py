@@ -62,10 +62,11 @@ class Watch:
 async def write(plan: Plan) -> Written:
     """Run the writer process to its end."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "benchmarks.writer", msgspec.json.encode(plan).decode(),
-        stdout=asyncio.subprocess.PIPE, cwd=Path(__file__).parent.parent,
+        sys.executable, "-m", "benchmarks.writer",
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+        cwd=Path(__file__).parent.parent,
     )  # fmt: skip
-    output, _ = await process.communicate()
+    output, _ = await process.communicate(msgspec.json.encode(plan))
     if process.returncode != 0:
         raise RuntimeError(f"the writer ended with {process.returncode}")
     return msgspec.json.decode(output, type=Written)

@@ -1,6 +1,7 @@
 """The process that commits: one UPDATE per transaction at a steady rate.
 
-Run as ``python -m benchmarks.writer <plan JSON>``. Owns one connection and the clock of commits.
+Run as ``python -m benchmarks.writer`` with the plan as JSON on stdin (the rows of 400 projects do
+not fit an argument). Owns one connection and the clock of commits.
 Must never wait for anything but PostgreSQL and its own schedule. Invariant: transaction ``n`` sets
 ``votes = first_sequence + n`` on row ``ids[n % len(ids)]``, and its time is taken when COMMIT has
 returned (CLOCK_MONOTONIC, which all processes share). Output: one JSON object on stdout.
@@ -63,5 +64,5 @@ def _check(result: abc.PGresult, connection: abc.PGconn) -> None:
 
 
 if __name__ == "__main__":
-    written = run(msgspec.json.decode(sys.argv[1], type=Plan))
+    written = run(msgspec.json.decode(sys.stdin.buffer.read(), type=Plan))
     sys.stdout.buffer.write(msgspec.json.encode(written))

@@ -27,7 +27,9 @@ from replication_manager.signals import StopSignal
 from replication_manager.slot import UsableSlot
 from replication_manager.stream import LogWriter
 from zerocache.config import Config
+from zerocache.errors import ConfigurationError
 from zerocache.metrics import Metrics
+from zerocache.postgres.connection import connect
 from zerocache.postgres.shard import ShardNames
 from zerocache.protocol.versions import Lsn, lsn_from_watermark
 from zerocache.replica.writer import ReplicaWriter
@@ -55,6 +57,24 @@ class ChangeLogKeeper:
         self.reservations = Reservations()
         # Of our last claim; None before the first.
         self._term: int | None = None
+
+    def check_publications(self) -> None:
+        """Refuse, before anything is created, to publish the change log itself."""
+        if not self._shard.publications:
+            return
+        with connect(self._url, "change-log-check") as connection:
+            found = connection.execute(
+                "SELECT pubname FROM pg_publication WHERE puballtables AND pubname = ANY (%s)",
+                [list(self._shard.publications)],
+            ).fetchone()
+        if found is not None:
+            raise ConfigurationError(
+                f"the publication {found[0]} is FOR ALL TABLES in the database of the change log: "
+                "what is stored there would be a change to store, without end; publish tables or "
+                "schemas by name (FOR TABLES IN SCHEMA public), or let ZERO_CHANGE_DB and "
+                "ZERO_CVR_DB name another database",
+                code="ZC244",
+            )
 
     def check(self) -> None:
         """Fail early if the change database cannot be used at all."""

@@ -30,6 +30,7 @@ from replication_manager.table_copy import (
     lock_tables,
     open_snapshot,
     read_sizes,
+    share_locks,
 )
 from zerocache.errors import UpstreamSetupError
 from zerocache.failpoints import Place, reach
@@ -140,8 +141,13 @@ def _build_replica(settings: SyncSettings, claimed: ClaimedSlot, stop: StopSigna
         sizes = read_sizes(first, schema.tables)
         connections = [first]
         for _ in range(min(settings.workers, len(schema.tables)) - 1):
-            connection = open_snapshot(settings.url, "initial-sync-copy", claimed.snapshot)
-            connections.append(stack.enter_context(connection))
+            connection = stack.enter_context(
+                open_snapshot(settings.url, "initial-sync-copy", claimed.snapshot)
+            )
+            if not share_locks(connection, schema.tables):
+                log.warning("initial_sync_less_parallel", connections=len(connections))
+                break
+            connections.append(connection)
         loader = stack.enter_context(
             BulkLoader(settings.replica_file, _replica_config(settings, claimed), schema)
         )

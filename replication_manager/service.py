@@ -71,10 +71,15 @@ _LONGEST_BACKOFF_S = 15.0
 # How long a database may be away when we start; containers often start before it.
 _STARTUP_PATIENCE_S = 60.0
 _STABLE_AFTER_S = 30.0
-# With these the server ends a stream that can never get further.
 # Of the disk, or of the limits set for this process.
 _NOT_WRITABLE = (apsw.FullError, apsw.IOError, apsw.CantOpenError, apsw.ReadOnlyError, OSError)
+# Those of them that say that the path is wrong, if it never could be written.
+_WRONG_PATH = (
+    apsw.CantOpenError, apsw.ReadOnlyError,
+    PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError,
+)  # fmt: skip
 _DECODING_ATTEMPTS = 5
+# With these the server ends a stream that can never get further.
 _UNUSABLE = (psycopg.errors.UndefinedObject, psycopg.errors.ObjectNotInPrerequisiteState)
 
 log = structlog.get_logger(__name__)
@@ -211,6 +216,11 @@ class ReplicationService:
     def _wait_for_space(self, error: Exception) -> None:
         """What is complete stays, the rest comes again; readers are served meanwhile."""
         reason = f"{type(error).__name__}: {error}"
+        if not self._was_ready and isinstance(error, _WRONG_PATH):
+            raise ConfigurationError(
+                f"the replica {self._file} cannot be written ({reason}): point ZERO_REPLICA_FILE "
+                "to a file in a directory in which the user that runs this may create files"
+            ) from error
         self._callbacks.progress(f"the replica cannot be written ({reason}); free disk space")
         log.error(
             "replica_not_writable",
@@ -224,6 +234,7 @@ class ReplicationService:
         """Everything between two failures."""
         if not self._was_ready:
             check_replication_role(self._url, self._stop)
+            self._change_log.check_publications()
         upstream = set_up_upstream(self._url, self._shard)
         self._hidden.announce(upstream.schema)
         if not self._was_ready:

@@ -87,6 +87,22 @@ def lock_tables(connection: psycopg.Connection[Any], tables: Sequence[PublishedT
         )
 
 
+def share_locks(connection: psycopg.Connection[Any], tables: Sequence[PublishedTable]) -> bool:
+    """Lock ``tables`` on one more connection, after :func:`lock_tables` on another; False if that
+    would wait, and the connection is of no use then.
+
+    Who wants a stronger lock meanwhile (TRUNCATE, ALTER TABLE) waits for the first connection, and
+    a second one that begins to read would wait behind it: for ever, because the first does not end
+    before the others have. PostgreSQL sees no deadlock there.
+    """
+    names = sql.SQL(", ").join(map(_identifier, tables))
+    try:
+        connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE NOWAIT").format(names))
+    except (psycopg.errors.LockNotAvailable, psycopg.errors.OutOfMemory):
+        return False
+    return True
+
+
 def read_sizes(
     connection: psycopg.Connection[Any], tables: Sequence[PublishedTable]
 ) -> dict[int, TableSize]:

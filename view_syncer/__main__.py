@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import structlog
 import uvloop
@@ -63,9 +64,17 @@ async def _run(config: Config, control: ChildControl) -> int:
     control.start(on_socket=worker.adopt, figures=worker.figures)
     control.ready()
     status = await ending
-    if status == 0:
-        await worker.stop()
+    if status != 0:
+        # At once: what still runs would go on serving clients without following the replica.
+        _exit_now(status)
+    await worker.stop()
     return status
+
+
+def _exit_now(status: int) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _relax_garbage_collector() -> None:

@@ -6,6 +6,7 @@ A failure names its seed; ``python -m tests.fuzz.model --seed`` plays longer one
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,13 +19,24 @@ _GROUPS = 3
 
 
 @pytest.mark.parametrize(
-    ("fixed_seed", "length", "kill"), [("one", 40, False), ("two", 25, True), (None, 25, False)]
+    ("fixed_seed", "length", "kill", "store", "two"),
+    [
+        ("one", 40, False, "postgres", False),
+        ("two", 25, True, "sqlite", False),
+        (None, 25, False, "postgres", True),
+    ],
 )
 def test_every_client_shows_what_postgresql_answers(
-    postgres: PostgresCluster, tmp_path: Path, fixed_seed: str | None, length: int, kill: bool
+    postgres: PostgresCluster,
+    tmp_path: Path,
+    fixed_seed: str | None,
+    length: int,
+    kill: bool,
+    store: str,
+    two: bool,
 ) -> None:
     seed = fixed_seed or f"{random.SystemRandom().getrandbits(32):08x}"
-    plan = make_plan(seed, Choice(length, _GROUPS, kill))
+    plan = replace(make_plan(seed, Choice(length, _GROUPS, kill, store)), two=two)
     count = Count()
     problem = run_plan(plan, postgres, tmp_path / "episode", count)
     print(f"seed {seed}: {count}")

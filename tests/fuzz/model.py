@@ -134,7 +134,10 @@ def main() -> int:
     parser.add_argument("--seed", default=None, help="printed by every run; default: random")
     parser.add_argument("--groups", type=int, default=4, help="of three clients, or of ten")
     parser.add_argument(
-        "--store", choices=STORES, action="append", help="where view records are; may be repeated"
+        "--store",
+        choices=STORES,
+        action="append",
+        help="where view records are; default: each in turn",
     )
     parser.add_argument("--two", action="store_true", help="sometimes with a second view-syncer")
     parser.add_argument("--no-kill", action="store_true", help="nothing is killed or restarted")
@@ -148,7 +151,7 @@ def main() -> int:
     seed = options.seed or f"{random.SystemRandom().getrandbits(32):08x}"
     allowed = [
         Choice(_LENGTH, options.groups, not options.no_kill, store, options.two)
-        for store in options.store or STORES[:1]
+        for store in options.store or STORES
     ]
     failed = check(
         options.minutes, seed, allowed, failures=options.failures, cut=not options.no_shrink

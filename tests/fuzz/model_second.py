@@ -19,7 +19,7 @@ import uvloop
 from tests.conftest import _die_with_parent
 from view_syncer.worker import Worker
 from zerocache.config import Config
-from zerocache.control import RUNTIME_DIR_VARIABLE
+from zerocache.control import RUNTIME_DIR_VARIABLE, HandOff
 from zerocache.logging import configure_logging
 
 log = structlog.get_logger(__name__)
@@ -40,7 +40,7 @@ async def _serve(port: int, tell: int, config: Config) -> None:
         os.close(tell)
         while True:
             sock, address = await loop.sock_accept(listening)
-            worker.adopt(sock, f"{address[0]}:{address[1]}")
+            worker.adopt(sock, HandOff(f"{address[0]}:{address[1]}", address[0]))
 
 
 def main() -> None:

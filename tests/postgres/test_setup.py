@@ -240,6 +240,31 @@ def test_role_without_superuser_can_replicate_its_own_publication(
     postgres.psql(f"DROP ROLE {role}")
 
 
+def test_triggers_of_another_version_are_never_left_in_place(
+    postgres: PostgresCluster, database: str, app_id: str, query: Query
+) -> None:
+    role = f"role_{uuid.uuid4().hex[:8]}"
+    name = database.rsplit("/", 1)[1]
+    postgres.psql(f"CREATE ROLE {role} LOGIN SUPERUSER")
+    query("CREATE TABLE t (a int PRIMARY KEY); CREATE PUBLICATION p FOR TABLE t")
+    shard, url = ShardNames(app_id, publications=("p",)), postgres.url_of(name, role)
+    assert set_up_upstream(url, shard).ddl_detection
+    postgres.psql(f"ALTER ROLE {role} NOSUPERUSER REPLICATION")
+    postgres.psql(f'GRANT ALL ON DATABASE "{name}" TO {role}')
+    # The version it knows is fine, whatever the role may do.
+    assert set_up_upstream(url, shard).ddl_detection
+    query(f"COMMENT ON FUNCTION {app_id}_0.update_schemas() IS 'of another version'")
+    error = _refused(url, shard)
+    assert error.code == MISSING_PRIVILEGE
+    assert shard.event_triggers[0] in str(error)
+    triggers = "SELECT count(*) FROM pg_event_trigger WHERE evtname = ANY (%s)"
+    assert query(triggers, list(shard.event_triggers)) == [(3,)]
+    # A role that may do it mends it.
+    assert set_up_upstream(database, shard).ddl_detection
+    postgres.psql(f"DROP OWNED BY {role} CASCADE", database=name)
+    postgres.psql(f"DROP ROLE {role}")
+
+
 def test_wal_level_is_checked_first() -> None:
     cluster = make_cluster(wal_level="replica")
     try:

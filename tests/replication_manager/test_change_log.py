@@ -295,3 +295,17 @@ def test_an_unreachable_change_database_is_explained(
     message = replicator.next_message("fatal")
     assert "no_such_database" in message["message"]
     assert message["exit"] == 78
+
+
+def test_a_publication_of_the_change_log_itself_is_refused(
+    new_replicator: NewReplicator, run_sql: RunSql, database: str, app_id: str
+) -> None:
+    run_sql(TABLES + "CREATE PUBLICATION everything FOR ALL TABLES")
+    replicator = new_replicator(app={"id": app_id, "publications": ("everything",)})
+    replicator.start(wait=False)
+    message = replicator.next_message("fatal")
+    assert "ZC244" in message["message"]
+    assert "FOR ALL TABLES" in message["message"]
+    with psycopg.connect(database) as connection:
+        query = "SELECT count(*) FROM pg_namespace WHERE starts_with(nspname, %s)"
+        assert connection.execute(query, [app_id]).fetchone() == (0,)

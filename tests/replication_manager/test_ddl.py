@@ -220,6 +220,85 @@ def test_manual_hook_with_disabled_triggers(
     assert replicator.rows("SELECT DISTINCT extra FROM issue") == [(5,)]
 
 
+def test_comment_on_a_publication_announces_what_triggers_did_not_see(
+    new_replicator: NewReplicator, run_sql: RunSql, app_id: str
+) -> None:
+    run_sql(f"{TABLES}; CREATE PUBLICATION parts FOR TABLE issue")
+    replicator = new_replicator(app={"id": app_id, "publications": ("parts",)})
+    replicator.start()
+    before = replicator.rows(GENERATION)
+    run_sql(
+        f"ALTER EVENT TRIGGER {app_id}_ddl_end_0 DISABLE;"
+        "ALTER PUBLICATION parts ADD TABLE other; ALTER TABLE issue RENAME title TO name;"
+        f"ALTER EVENT TRIGGER {app_id}_ddl_end_0 ENABLE;"
+        "COMMENT ON PUBLICATION parts IS 'changed'; UPDATE issue SET name = 'new'"
+    )
+    settle(replicator)
+    assert compare(replicator)
+    assert replicator.rows("SELECT DISTINCT name FROM issue") == [("new",)]
+    assert replicator.rows("SELECT count(*) FROM other") == [(2,)]
+    assert replicator.rows(GENERATION) == before
+
+
+@pytest.mark.parametrize("trigger", ["a_first", "zz_last"])
+def test_triggers_that_alter_what_a_command_made(
+    replicator: Replicator, run_sql: RunSql, trigger: str
+) -> None:
+    run_sql(
+        f"{TABLES}; CREATE FUNCTION stamp() RETURNS event_trigger LANGUAGE plpgsql AS $$ "
+        "DECLARE made record; BEGIN "
+        "FOR made IN SELECT * FROM pg_event_trigger_ddl_commands() "
+        "WHERE object_type = 'table' AND schema_name = 'public' LOOP "
+        "EXECUTE 'ALTER TABLE ' || made.objid::regclass || ' ADD stamp int DEFAULT 5'; END LOOP; "
+        "END $$; "
+        f"CREATE EVENT TRIGGER {trigger} ON ddl_command_end WHEN TAG IN ('CREATE TABLE') "
+        "EXECUTE FUNCTION stamp()"
+    )
+    replicator.start()
+    before = replicator.rows(GENERATION)
+    run_sql("CREATE TABLE made (id int PRIMARY KEY); INSERT INTO made VALUES (1)")
+    settle(replicator)
+    assert replicator.rows("SELECT id, stamp FROM made") == [(1, 5)]
+    assert replicator.rows(GENERATION) == before
+    # What the command itself did is known, so nothing had to be read again.
+    assert "backfill_started" not in replicator.log()
+
+
+def test_keyless_table_with_identity_full_waits_for_a_key(
+    replicator: Replicator, run_sql: RunSql
+) -> None:
+    run_sql("CREATE TABLE plain (a int, t text); ALTER TABLE plain REPLICA IDENTITY FULL;"
+            "INSERT INTO plain SELECT i, 'x' FROM generate_series(1, 30) i")  # fmt: skip
+    replicator.start()
+    before = replicator.rows(GENERATION)
+    run_sql("ALTER TABLE plain ADD b text DEFAULT md5(random()::text)")
+    run_sql("UPDATE plain SET t = 'y' WHERE a = 1; DELETE FROM plain WHERE a = 2")
+    replicator.wait_until(lambda: "backfill_failed" in replicator.log())
+    run_sql("ALTER TABLE plain ADD PRIMARY KEY (a)")
+    settle(replicator)
+    assert compare(replicator)
+    assert replicator.rows("SELECT count(b) FROM plain") == [(29,)]
+    assert replicator.rows(GENERATION) == before
+
+
+@pytest.mark.parametrize(
+    "change", ['CREATE TABLE "Issue" (id int PRIMARY KEY)', 'ALTER TABLE issue ADD "Title" text']
+)
+def test_names_that_differ_in_case_only_are_refused_and_mended(
+    replicator: Replicator, run_sql: RunSql, change: str
+) -> None:
+    run_sql(TABLES)
+    replicator.start()
+    run_sql(change)
+    replicator.wait_until(lambda: "SQLite names ignore case" in replicator.log())
+    run_sql('DROP TABLE "Issue"' if "CREATE" in change else 'ALTER TABLE issue DROP "Title"')
+    replicator.wait_until(
+        lambda: "replication_started" in replicator.log().split("ignore case")[-1]
+    )
+    settle(replicator)
+    assert compare(replicator)
+
+
 def test_a_table_that_cannot_be_replicated_halts(replicator: Replicator, run_sql: RunSql) -> None:
     run_sql(TABLES)
     replicator.start()

@@ -14,6 +14,7 @@ from tests.conftest import PostgresCluster
 from tests.replication_manager import filling_disk
 from tests.replication_manager.conftest import RunSql
 from tests.replication_manager.harness import Replicator
+from zerocache.control import EXIT_CONFIGURATION
 
 _TABLE = "CREATE TABLE big (id int PRIMARY KEY, t text)"
 _LOAD = "INSERT INTO big SELECT i, repeat('x', 200) FROM generate_series(1, 60000) i"
@@ -81,3 +82,17 @@ def test_an_initial_sync_waits_for_space(
     slots = "SELECT count(*) FROM pg_replication_slots WHERE starts_with(slot_name, %s)"
     assert postgres.psql(slots, replicator.config.app.id) == [(1,)]
     assert replicator.stop() == 0
+
+
+def test_a_path_that_never_could_be_written_is_refused(
+    replicator: Replicator, run_sql: RunSql
+) -> None:
+    run_sql(_TABLE)
+    (replicator.directory / "a file").touch()
+    file = str(replicator.directory / "a file" / "replica.db")
+    replica = replicator.config.replica.model_copy(update={"file": file})
+    replicator.config = replicator.config.model_copy(update={"replica": replica})
+    replicator.start(wait=False)
+    assert "ZERO_REPLICA_FILE" in replicator.next_message("fatal")["message"]
+    assert replicator.process is not None
+    assert replicator.process.wait(30) == EXIT_CONFIGURATION

@@ -4,9 +4,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -180,3 +182,54 @@ def test_the_claim_is_finished_when_nothing_slow_is_left(
     late = [line for line in unfinished if "index" in line or "statistics" in line]
     assert len(late) >= 3
     assert {unfinished[line] for line in late} == {1}
+
+
+@pytest.fixture
+def waiting_truncate(database: str) -> Iterator[Callable[[], None]]:
+    """Starts a TRUNCATE of the table ``a`` that has to wait; returns once it waits."""
+    with ThreadPoolExecutor(1) as pool, psycopg.connect(database, autocommit=True) as observer:
+
+        def truncate() -> None:
+            with psycopg.connect(database) as connection:
+                connection.execute("TRUNCATE a")
+
+        started: list[Future[None]] = []
+
+        def start() -> None:
+            started.append(pool.submit(truncate))
+            waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'a'::regclass"
+            while observer.execute(waiting).fetchall() != [(1,)]:
+                assert not started[0].done()
+
+        yield start
+    for one in started:
+        one.result()
+
+
+def test_whoever_waits_for_a_table_does_not_stop_the_copy(
+    settings: SyncSettings,
+    stop: StopSignal,
+    monkeypatch: pytest.MonkeyPatch,
+    waiting_truncate: Callable[[], None],
+) -> None:
+    """A reader on a second connection would queue behind it, and it behind the first one."""
+    tables = ("a", "b", "c")
+    _prepare(
+        settings,
+        "".join(
+            f"CREATE TABLE {name} (id int PRIMARY KEY);"
+            f"INSERT INTO {name} SELECT generate_series(1, 1000);"
+            for name in tables
+        ),
+    )
+
+    def lock_and_be_waited_for(connection: Any, published: Any) -> None:
+        lock_tables(connection, published)
+        waiting_truncate()
+
+    monkeypatch.setattr(initial_sync, "lock_tables", lock_and_be_waited_for)
+    run_initial_sync(settings, stop)
+    replica = open_replica(settings.replica_file)
+    for name in tables:
+        assert replica.execute(f"SELECT count(*) FROM {name}").fetchall() == [(1000,)]
+    replica.close()

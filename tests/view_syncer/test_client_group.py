@@ -890,7 +890,7 @@ async def test_replica_of_an_older_generation_does_not_know_the_group(
 async def test_purged_group_is_not_known_any_more(
     server: Server, replica: Replica, keeps_cookie: bool
 ) -> None:
-    """sync-protocol.md §5.7; nor is its id free, as long as there is a tombstone."""
+    """sync-protocol.md §10 #69; nor is its id free, as long as there is a tombstone."""
     client = await server.connected(ALL_TASKS)
     client.close()
     async with serving(replica, server.config) as restarted:

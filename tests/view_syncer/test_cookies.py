@@ -187,7 +187,7 @@ async def test_rows_of_a_record_ahead_of_the_replica_wait_for_it(server: Server)
     """sync-protocol.md §10 #33: another node, whose replica is newer, served the group before."""
     first = await server.connected(ALL_TASKS)
     behind = server.replica.version
-    ahead = lexi_encode(lexi_decode(behind) + 3)  # type: ignore[arg-type]
+    ahead = lexi_encode(lexi_decode(behind) + 3)
     first.close()
     async with serving(server.replica, server.config) as restarted:
         state = copied(first.state)

@@ -247,6 +247,7 @@ async def test_row_that_took_the_key_of_another_is_sent(replica: Replica, server
 async def test_cookie_of_the_moment_before_a_crash_gets_the_whole_view(
     replica: Replica, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """sync-protocol.md §10 #38: what was not written down in time is not waited for."""
     client = await server.connected(ALL_TASKS)
     await written_down(server)
     crash(server, monkeypatch)

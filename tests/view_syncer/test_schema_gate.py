@@ -17,8 +17,7 @@ from tests.view_syncer.server import (
 )
 from tests.view_syncer.test_client_group import failure, refused
 from zerocache.replica.pending import Pending, forget_pending, save_pending
-from zerocache.replica.reader import load_schema
-from zerocache.replica.schema_apply import announce
+from zerocache.replica.schema_apply import announce, shapes
 from zerocache.replica.schema_change import AlterTable
 from zerocache.replica.writer import ReplicaWriter
 
@@ -27,7 +26,7 @@ TASK_OID, TITLE, META = 1, 2, 5
 
 def hide(*, whole: bool, columns: tuple[int, ...] = ()) -> Callable[[ReplicaWriter], None]:
     def step(writer: ReplicaWriter) -> None:
-        before = load_schema(writer._connection)
+        before = shapes(writer._connection)
         pending = Pending(oid=TASK_OID, whole=whole, columns=columns)
         save_pending(writer._connection, pending)
         announce(writer._connection, writer._log, before)
@@ -36,7 +35,7 @@ def hide(*, whole: bool, columns: tuple[int, ...] = ()) -> Callable[[ReplicaWrit
 
 
 def show(writer: ReplicaWriter) -> None:
-    before = load_schema(writer._connection)
+    before = shapes(writer._connection)
     forget_pending(writer._connection, TASK_OID)
     announce(writer._connection, writer._log, before)
 

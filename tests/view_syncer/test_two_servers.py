@@ -157,3 +157,18 @@ async def test_cookie_of_a_server_that_did_not_know_that_a_query_went_leaves_no_
     one = await moved(other, one, ALL_TASKS)
     assert one.state.got == two.state.got == {ALL_TASKS.hash}
     assert one.state.rows == two.state.rows
+
+
+async def test_server_that_was_overtaken_gives_its_group_up_quietly(
+    server: Server, other: Server
+) -> None:
+    """It still has something to write down when the group ends: that must not end the worker."""
+    client = await server.connected(ALL_TASKS)
+    group = server.group()
+    there = await moved(other, client, ALL_TASKS, ALL_TAGS)
+    group._record.provable_from = group._record.version
+    await group.touch()
+    await group.stop()
+    assert server.fatal == []
+    server.replica.write(put_tag("t"))
+    await there.wait_for(lambda: ("t",) in there.state.table("tag"))

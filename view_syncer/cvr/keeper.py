@@ -76,7 +76,7 @@ class RecordKeeper:
             if self.record.provable_from != self._provable_from:
                 await self.save(ConfigChange(meta=True), self._stored)
             await self._store.touch(self.record.group_id, now_ms)
-        except StoreUnavailable as error:
+        except (StoreUnavailable, ConcurrentModification) as error:
             log.warning("touch_failed", clientGroupID=self.record.group_id, reason=str(error))
         else:
             self.clock.saved_ms = now_ms
