@@ -198,9 +198,14 @@ class EngineHost:
         """What a client that has the rows ``held`` of version ``base`` needs to have it all."""
         return await self._call(lambda e: self._fan_out.difference(e, group, client, held, base))
 
-    async def take_moves(self, *, all_due: bool = False) -> Taken:
+    async def take_moves(self) -> Taken:
         """What moved in and out of the queries here since the last call."""
-        return await self._call(lambda e: self._membership.take(e.version, all_due=all_due))
+        return await self._call(lambda e: self._membership.take(e.version))
+
+    async def take_due(self, *, all_due: bool = False) -> list[UnitId]:
+        """Units that are to be written down now by :meth:`members`; with ``all_due`` also young
+        ones."""
+        return await self._call(lambda _: self._membership.take_due(all_due=all_due))
 
     def has_unwritten(self) -> bool:
         """Whether units wait for their first :meth:`members`."""
@@ -328,7 +333,7 @@ class EngineHost:
         reach(Place.ADVANCED)
         self._membership.note(advance)
         if advance.reset:
-            self._fan_out.void()
+            self._fan_out.void(advance.old_version)
         updates = {} if advance.reset else self._fan_out.updates(advance)
         result = WorkerAdvance(advance.version, updates, advance.reset)
         self._report(result)
@@ -336,15 +341,18 @@ class EngineHost:
     def _reopen(self, inode: int) -> None:
         replaced, self._engine = self._engine, Engine(self._path)
         self._inode = inode
+        self._fan_out.void(replaced.version)
         replaced.close()
-        self._fan_out.void()
         log.info("replica_reopened", version=self._engine.version)
         self._report(WorkerAdvance(self._engine.version, {}, True))
 
     def _pin(self, unit_id: UnitId) -> _Pinned | None:
         """A snapshot at the engine's version, and the rows of a unit there."""
         unit = self._membership.unit(unit_id)
-        if unit is None or unit.pipeline.row_count() > MAX_CHECKPOINT_ROWS:
+        if unit is None:
+            return None
+        if unit.pipeline.row_count() > MAX_CHECKPOINT_ROWS:
+            self._membership.too_large(unit)
             return None
         reader = self._readers.take()
         try:

@@ -14,8 +14,9 @@ Invariant: what is answered here for a version is exactly what clients had at it
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import OrderedDict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import apsw
@@ -28,10 +29,11 @@ from view_syncer.cvr.store import (
     Delta,
     FactStore,
     StoreUnavailable,
+    UnitFacts,
     UnitWrite,
 )
 from view_syncer.engine_host import EngineHost
-from view_syncer.membership import CHECKPOINT_AGE_S, Taken, UnitId
+from view_syncer.membership import CHECKPOINT_AGE_S, UnitId
 from zerocache.protocol.versions import NO_STATE, NOBODY, ViewVersion, Watermark
 
 log = structlog.get_logger(__name__)
@@ -39,7 +41,7 @@ log = structlog.get_logger(__name__)
 FLUSH_DELAY_S = 0.25
 """How long moves are collected; also what a crash makes unprovable."""
 MAX_UNWRITTEN_MOVES = 200_000
-"""Moves kept while the store is away. Beyond, this author falls silent."""
+"""Moved rows kept while the store is away. Beyond, this author falls silent."""
 HEARTBEAT_S = 300.0
 MAX_CACHED_KEYS = 500_000
 
@@ -64,6 +66,7 @@ class FactKeeper:
         self._unwritten: dict[UnitId, list[Move]] = {}
         self._unwritten_members: dict[UnitId, UnitWrite] = {}
         self._silent = False
+        self._flushing: set[asyncio.Task[None]] = set()
         self._cache: OrderedDict[tuple[int, UnitId], _Cached] = OrderedDict()
         self._cached_keys = 0
         self._reading: dict[tuple[int, frozenset[UnitId]], asyncio.Future[None]] = {}
@@ -109,7 +112,8 @@ class FactKeeper:
                     await self.flush(final=True)
                 await self.flush(final=True)
         except TimeoutError:
-            log.warning("facts_not_finished", reason="the store did not take them in time")
+            # It may have ended between taking moves and writing them.
+            self._fall_silent("the store did not take the last ones in time")
 
     # -- writing ---------------------------------------------------------------------------------
 
@@ -117,12 +121,15 @@ class FactKeeper:
         """Write what moved up to now; with ``always`` also if nothing did. A failing store is
         tried again with the next flush."""
         async with self._lock:
+            due = await self._engine.take_due(all_due=final)
+            if not self._silent:
+                await self._read_members(due)
+            # After the members: what is written must be complete up to their version.
+            taken = await self._engine.take_moves()
             if self._silent:
                 return
-            taken = await self._engine.take_moves(all_due=final)
             for unit, moves in taken.moves.items():
                 self._unwritten.setdefault(unit, []).extend(moves)
-            await self._read_members(taken)
             nothing = not self._unwritten and not self._unwritten_members
             if taken.version == self._complete_to and nothing and not always:
                 return
@@ -134,7 +141,8 @@ class FactKeeper:
             except StoreUnavailable as error:
                 self._moved.set()
                 log.warning("facts_not_written", reason=str(error))
-                if sum(map(len, self._unwritten.values())) > MAX_UNWRITTEN_MOVES:
+                kept = itertools.chain.from_iterable(self._unwritten.values())
+                if sum(map(_moved_rows, kept)) > MAX_UNWRITTEN_MOVES:
                     self._fall_silent("the store was away for too long")
             else:
                 self._unwritten.clear()
@@ -147,8 +155,8 @@ class FactKeeper:
             for unit, moves in self._unwritten.items()
         ]
 
-    async def _read_members(self, taken: Taken) -> None:
-        for unit in taken.due:
+    async def _read_members(self, due: Iterable[UnitId]) -> None:
+        for unit in due:
             try:
                 read = await self._engine.members(unit)
             except (apsw.Error, FileNotFoundError) as error:
@@ -178,7 +186,8 @@ class FactKeeper:
             return frozenset()
         try:
             if base.issuer == self.author and self._complete_to < base.state:
-                await self.flush()
+                # Whoever asks may be cancelled; moves that were taken must be written.
+                await asyncio.shield(self._flush_once())
             histories = await self._histories(base, frozenset(units))
         except StoreUnavailable as error:
             log.warning("facts_not_read", reason=str(error))
@@ -191,6 +200,12 @@ class FactKeeper:
             found.append(keys)
         # One that stands alone stays the same object, which makes comparing it cheap.
         return found[0] if len(found) == 1 else frozenset().union(*found)
+
+    def _flush_once(self) -> asyncio.Task[None]:
+        flushing = asyncio.ensure_future(self.flush())
+        self._flushing.add(flushing)
+        flushing.add_done_callback(self._flushing.discard)
+        return flushing
 
     async def _histories(
         self, base: ViewVersion, units: frozenset[UnitId]
@@ -223,7 +238,9 @@ class FactKeeper:
             return
         for unit in units:
             facts = stored.units.get(unit)
-            history = None if facts is None else await asyncio.to_thread(UnitHistory.read, facts)
+            history = None
+            if facts is not None and _is_covered(facts, stored.complete_to):
+                history = await asyncio.to_thread(UnitHistory.read, facts)
             self._remember((author, unit), _Cached(stored.complete_to, history))
 
     def _remember(self, key: tuple[int, UnitId], cached: _Cached) -> None:
@@ -235,8 +252,17 @@ class FactKeeper:
             self._cached_keys -= _weight(oldest)
 
 
+def _is_covered(facts: UnitFacts, complete_to: Watermark) -> bool:
+    """Whether the moves that lead back from the members are there."""
+    return facts.checkpoint is None or facts.checkpoint.version <= complete_to
+
+
+def _moved_rows(move: Move) -> int:
+    return 1 + len(move.left) + len(move.entered)
+
+
 def _weight(cached: _Cached) -> int:
     history = cached.history
     if history is None:
         return 1
-    return 1 + len(history.keys) + sum(len(m.left) + len(m.entered) for m in history.moves)
+    return 1 + len(history.keys) + sum(map(_moved_rows, history.moves))

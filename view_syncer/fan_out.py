@@ -123,8 +123,8 @@ class FanOut:
         self._readers: dict[Pipeline, dict[Group, set[QueryKey]]] = {}
         self._differences = _Differences()
 
-    def void(self) -> None:
-        self._membership.void()
+    def void(self, known_to: Watermark) -> None:
+        self._membership.void(known_to)
         self._groups.clear()
         self._readers.clear()
 
@@ -317,7 +317,7 @@ class FanOut:
                 del self._readers[pipeline]
         engine.unsubscribe(subscription)
         if not engine.reads(subscription):
-            self._membership.ended(pipeline, subscription.client)
+            self._membership.ended(pipeline, subscription.client, engine.version)
 
 
 class _Differences:

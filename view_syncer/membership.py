@@ -29,7 +29,7 @@ before the time before last is then forgotten."""
 MAX_DUE = 64
 """Units written down at a time: each costs the engine a moment."""
 MAX_CHECKPOINT_ROWS = 200_000
-"""Larger units are not written down: their clients start over instead."""
+"""Units that are larger at first are not written down: their clients start over instead."""
 
 
 @dataclass(slots=True, eq=False)
@@ -46,6 +46,7 @@ class Unit:
     moved: int = 0
     written: Watermark | None = None
     ended: bool = False
+    mute: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,6 @@ class Taken:
 
     version: Watermark
     moves: dict[UnitId, list[Move]]
-    due: list[UnitId]
 
 
 def unit_id(pipeline: Pipeline, client: ClientTables) -> UnitId:
@@ -72,8 +72,9 @@ class MembershipLog:
         self._clock = clock
         self._units: dict[tuple[Pipeline, ClientTables], Unit] = {}
         self._by_id: dict[UnitId, Unit] = {}
-        # Units whose members were written down by this life, whether they still run or not.
-        self._on_record: set[UnitId] = set()
+        # Units whose members were written down by this life, whether they still run or not; for
+        # those that do not, the version up to which their moves are known.
+        self._on_record: dict[UnitId, Watermark | None] = {}
         # Moves of units that ended before they were taken.
         self._orphans: dict[UnitId, list[Move]] = {}
         self._dirty: set[Unit] = set()
@@ -90,18 +91,21 @@ class MembershipLog:
         unit = Unit(unit_id(pipeline, client), pipeline, client, version, self._clock())
         self._units[pipeline, client] = self._by_id[unit.id] = unit
         self._young.append(unit)
-        if unit.id in self._on_record:
+        if self._on_record.get(unit.id, version) != version:
             # Or what is on record would be taken to lead up to here.
             unit.pending.append(Move(version, [], [], begins=True))
             self._dirty.add(unit)
 
-    def ended(self, pipeline: Pipeline, client: ClientTables) -> None:
-        """Nobody follows the unit any more, or its moves can no longer be told."""
+    def ended(self, pipeline: Pipeline, client: ClientTables, known_to: Watermark) -> None:
+        """Nobody follows the unit any more, or its moves after ``known_to`` cannot be told."""
         unit = self._units.pop((pipeline, client), None)
-        if unit is not None:
-            del self._by_id[unit.id]
-            unit.ended = True
-            self._dirty.discard(unit)
+        if unit is None:
+            return
+        del self._by_id[unit.id]
+        unit.ended = True
+        self._dirty.discard(unit)
+        if unit.id in self._on_record:
+            self._on_record[unit.id] = known_to
             self._orphans.setdefault(unit.id, []).extend(unit.pending)
 
     def id_of(self, pipeline: Pipeline, client: ClientTables) -> UnitId | None:
@@ -117,45 +121,55 @@ class MembershipLog:
                 if not (patch.dels or patch.keys):
                     continue
                 unit = self._units.get((pipeline, client))
-                if unit is not None:
+                if unit is not None and not unit.mute:
                     left = [text for _, _, text in patch.dels]
                     unit.pending.append(Move(advance.version, left, patch.keys))
                     unit.moved += len(left) + len(patch.keys)
                     self._dirty.add(unit)
         for pipeline, client in advance.failed:
-            self.ended(pipeline, client)
+            self.ended(pipeline, client, advance.old_version)
 
-    def void(self) -> None:
-        """The engine starts over; what was noted before stays true."""
+    def void(self, known_to: Watermark) -> None:
+        """The engine, which was at ``known_to``, starts over; what was noted stays true."""
         for pipeline, client in list(self._units):
-            self.ended(pipeline, client)
+            self.ended(pipeline, client, known_to)
 
-    def take(self, version: Watermark, *, all_due: bool = False) -> Taken:
-        """``version`` is the engine's. Units are due to be written when they have lived for a
-        while, with ``all_due`` at once, and again when they have moved a lot."""
+    def take(self, version: Watermark) -> Taken:
+        """``version`` is the engine's. Moves of units that are not on record wait until they are:
+        without their members nothing follows from them."""
         moves, self._orphans = {u: m for u, m in self._orphans.items() if m}, {}
-        due: list[UnitId] = []
-        for unit in self._dirty:
+        for unit in [unit for unit in self._dirty if unit.id in self._on_record]:
             # A unit may have ended and begun again since the last time.
             moves.setdefault(unit.id, []).extend(unit.pending)
             unit.pending = []
-            if unit.written is not None and _moved_a_lot(unit):
-                due.append(unit.id)
-        self._dirty.clear()
+            self._dirty.discard(unit)
+        return Taken(version, moves)
+
+    def take_due(self, *, all_due: bool = False) -> list[UnitId]:
+        """Units are due to be written when they have lived for a while, with ``all_due`` at once,
+        and again when they have moved a lot."""
+        due = [u.id for u in self._dirty if u.written is not None and _moved_a_lot(u)]
         old_enough_s = self._clock() - (0.0 if all_due else CHECKPOINT_AGE_S)
         while self._young and len(due) < MAX_DUE and self._young[0].born_s <= old_enough_s:
             unit = self._young.popleft()
             if not unit.ended:
                 due.append(unit.id)
-        return Taken(version, moves, due)
+        return due
 
     def written(self, unit: Unit, version: Watermark) -> Watermark:
         """Its members at ``version`` are being written; returns from where on moves are kept."""
         if unit.written is not None:
             unit.since = unit.written
         unit.written, unit.moved = version, 0
-        self._on_record.add(unit.id)
+        self._on_record.setdefault(unit.id, None)
         return unit.since
+
+    def too_large(self, unit: Unit) -> None:
+        """It was due, but is not written down. If it never was, nobody needs its moves."""
+        if unit.id not in self._on_record:
+            unit.mute = True
+            unit.pending.clear()
+            self._dirty.discard(unit)
 
     def postpone(self, unit: Unit) -> None:
         """It was due, but could not be read."""

@@ -19,8 +19,12 @@ _GROUPS = 3
 
 
 @pytest.mark.parametrize(
-    ("fixed_seed", "length", "kill", "two"),
-    [("one", 40, False, False), ("two", 25, True, False), (None, 25, False, True)],
+    ("fixed_seed", "length", "kill", "store", "two"),
+    [
+        ("one", 40, False, "postgres", False),
+        ("two", 25, True, "sqlite", False),
+        (None, 25, False, "postgres", True),
+    ],
 )
 def test_every_client_shows_what_postgresql_answers(
     postgres: PostgresCluster,
@@ -28,10 +32,11 @@ def test_every_client_shows_what_postgresql_answers(
     fixed_seed: str | None,
     length: int,
     kill: bool,
+    store: str,
     two: bool,
 ) -> None:
     seed = fixed_seed or f"{random.SystemRandom().getrandbits(32):08x}"
-    plan = replace(make_plan(seed, Choice(length, _GROUPS, kill)), two=two)
+    plan = replace(make_plan(seed, Choice(length, _GROUPS, kill, store)), two=two)
     count = Count()
     problem = run_plan(plan, postgres, tmp_path / "episode", count)
     print(f"seed {seed}: {count}")

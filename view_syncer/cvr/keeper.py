@@ -8,13 +8,14 @@ more.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import structlog
 
 from view_syncer.cvr.record import ConfigChange, GroupRecord
 from view_syncer.cvr.store import ConcurrentModification, RecordStore, StoreUnavailable
 from view_syncer.ttl_clock import TtlClock
-from zerocache.protocol.versions import NEVER, ViewVersion
+from zerocache.protocol.versions import NEVER, ViewVersion, Watermark
 
 log = structlog.get_logger(__name__)
 
@@ -30,6 +31,12 @@ class RecordKeeper:
         # The version the store has; a save must find it there.
         self._stored = NEVER
         self._provable_from = NEVER
+        self._read_at = NEVER
+
+    def note_read(self, state: Watermark) -> None:
+        """The record was loaded before the replica got further than ``state``."""
+        first = ViewVersion.of_issuer(self._author, state)
+        self._read_at = replace(first, config=first.config + 1)
 
     async def load(self) -> GroupRecord:
         self.record = record = await self._store.load(self.record.group_id)
@@ -52,7 +59,7 @@ class RecordKeeper:
         record = self.record
         record.version = version
         record.ttl_clock_ms = self.clock.now_ms()
-        record.note_author(self._author, version)
+        record.note_author(self._author, version, self._read_at)
         await self._store.save(record, change, self._stored)
         self._stored = version
         self._provable_from = record.provable_from

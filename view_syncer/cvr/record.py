@@ -113,10 +113,15 @@ class GroupRecord:
     queries: dict[QueryHash, QueryRecord] = field(default_factory=dict)
     desires: dict[tuple[ClientId, QueryHash], Desire] = field(default_factory=dict)
 
-    def note_author(self, author: int, version: ViewVersion) -> None:
-        """``author`` writes the record at ``version``."""
-        if not self.takeovers or self.takeovers[-1][1] != author:
-            self.takeovers = [*self.takeovers, (version, author)][-MAX_TAKEOVERS:]
+    def note_author(self, author: int, version: ViewVersion, read_at: ViewVersion = NEVER) -> None:
+        """``author`` writes the record at ``version``. It read it at ``read_at``: an author that
+        has written it before may have issued cookies up to there without knowing it."""
+        authors = [earlier for _, earlier in self.takeovers]
+        if authors[-1:] == [author]:
+            return
+        if author in authors or len(authors) == MAX_TAKEOVERS:
+            version = max(version, read_at)
+        self.takeovers = [*self.takeovers, (version, author)][-MAX_TAKEOVERS:]
 
     def was_known_at(self, cookie: ViewVersion) -> bool:
         """Whether the server that issued ``cookie`` knew what the record said of that version.
