@@ -33,7 +33,6 @@ from replication_manager.lag_reports import LagReports
 from replication_manager.local_replica import require_usable
 from replication_manager.memory import return_free_memory
 from replication_manager.position import SlotPosition
-from replication_manager.resume import Resumption
 from replication_manager.schema_drift import SchemaWatch, by_name, drift_error, schema_differences
 from replication_manager.schema_events import SchemaEvents
 from replication_manager.schema_guard import SchemaGuard
@@ -301,6 +300,8 @@ class ReplicationService:
                 slot = find_slot(control, self._shard, writer.state.replica_version)
                 # The slot is watched even while the change database is away.
                 self._watch_slot(slot.name)
+                position = stack.enter_context(closing(SlotPosition(self._file)))
+                self._require_same_past(writer, position, slot)
                 # Before the other's walsender is ended: it must find out that it was succeeded.
                 change_log = self._change_log.claim(stack)
                 take_over(
@@ -313,7 +314,6 @@ class ReplicationService:
             connection = stack.enter_context(
                 ReplicationConnection(self._url, self._purpose, self._stop)
             )
-            position = stack.enter_context(closing(SlotPosition(self._file)))
             backfiller = stack.enter_context(closing(Backfiller(self._url, self._shard, writer)))
             watch = self._watch_schema(upstream, stack)
 
@@ -324,7 +324,6 @@ class ReplicationService:
                 return Applier(writer, watch.confirm, events)
 
             plan = change_log.resume(writer, position, slot, new_applier, self._stop)
-            self._require_same_past(connection, position, plan, slot)
             limits = self._limits(connection)
             start_streaming(
                 connection, slot.name, plan.after + 1, upstream.publications, self._stop
@@ -397,15 +396,14 @@ class ReplicationService:
             raise
 
     def _require_same_past(
-        self,
-        connection: ReplicationConnection,
-        position: SlotPosition,
-        plan: Resumption,
-        slot: UsableSlot,
+        self, writer: ReplicaWriter, position: SlotPosition, slot: UsableSlot
     ) -> None:
-        history = read_history(connection)
-        reached = max(plan.after + 1, position.read(), slot.confirmed)
-        require_same_past(history, position.origin(), reached)
+        """Before anything is written upstream: what this server writes there itself, the change
+        log for one, would hide that the end of WAL is behind what the replica has seen."""
+        with ReplicationConnection(self._url, self._purpose, self._stop) as connection:
+            history = read_history(connection)
+        seen = lsn_from_watermark(writer.state.version)
+        require_same_past(history, position.origin(), max(seen, position.read(), slot.confirmed))
         position.record_origin(history.origin)
 
     def _watch_schema(self, upstream: Upstream, stack: ExitStack) -> _SchemaCalls:

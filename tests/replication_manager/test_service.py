@@ -444,8 +444,8 @@ def test_failed_initial_sync_leaves_no_slot(
         }
     )
     replicator.start(wait=False)
-    replicator.wait_until(lambda: "replica_not_writable" in replicator.log())
-    assert replicator.stop() == 0
+    replicator.wait_until(lambda: "replication_impossible" in replicator.log())
+    replicator.stop()
     slots = "SELECT count(*) FROM pg_replication_slots WHERE slot_name LIKE %s"
     assert postgres.psql(slots, config.app.id + "%") == [(0,)]
 
