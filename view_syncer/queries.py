@@ -64,8 +64,7 @@ class QuerySource:
         """Have the engine report changes of the permissions row as updates of this object, and
         read it. Without such a table in the replica nothing is readable by ad-hoc queries."""
         table = self._permissions_table
-        _, _, schema = await engine.state()
-        if table in schema:
+        if table in engine.state.schema:
             tables = _internal_tables("permissions", table, _PERMISSIONS, _PERMISSIONS)
             query = Query(table=table)
             await engine.reconcile(self, tables, {}, (), {"permissions": (query, tables)})
@@ -97,6 +96,8 @@ class QuerySource:
 
     async def wait_for_version(self, state: Watermark, timeout_s: float) -> bool:
         """Until the engine has reached ``state``; False if it did not in time."""
+        if self._version >= state:
+            return True
         try:
             async with asyncio.timeout(timeout_s):
                 while self._version < state:
