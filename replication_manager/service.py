@@ -32,9 +32,10 @@ from replication_manager.initial_sync import SyncSettings, run_initial_sync
 from replication_manager.lag_reports import LagReports
 from replication_manager.local_replica import require_usable
 from replication_manager.memory import return_free_memory
+from replication_manager.partition_roots import StreamOutdated
 from replication_manager.position import SlotPosition
 from replication_manager.schema_drift import SchemaWatch, by_name, drift_error, schema_differences
-from replication_manager.schema_events import SchemaEvents
+from replication_manager.schema_events import SchemaEvents, SchemaMemory
 from replication_manager.schema_guard import SchemaGuard
 from replication_manager.signals import Stopped, StopSignal
 from replication_manager.slot import (
@@ -133,6 +134,8 @@ class ReplicationService:
         # Tells our walsender from that of another node in pg_stat_activity, which cuts at 63.
         self._purpose = f"replication-{config.task_id}"[:58]
         self._hidden = HiddenAnnouncer()
+        # What transactions under way may still bring.
+        self._memory = SchemaMemory()
         self._backoff_s = _FIRST_BACKOFF_S
         # Since when the upstream database may have been away.
         self._started_s = time.monotonic()
@@ -168,6 +171,9 @@ class ReplicationService:
             self._resync(reason)
         except Displaced:
             raise
+        except StreamOutdated:
+            log.info("replication_reconnects", reason="partitions have another root")
+            self._backoff_s = _FIRST_BACKOFF_S
         except (apsw.CorruptError, apsw.NotADBError, ReplicaError) as error:
             self._resync(_corrupt(self._file, error))
         except StreamEnded as ended:
@@ -275,6 +281,7 @@ class ReplicationService:
             raise
         return_free_memory()
         self._resync_reason = None
+        self._memory = SchemaMemory()
 
     def _require_matching(self, upstream: Upstream) -> None:
         """The replica fits the published schema, and there is a slot for it."""
@@ -317,8 +324,9 @@ class ReplicationService:
             backfiller = stack.enter_context(closing(Backfiller(self._url, self._shard, writer)))
             watch = self._watch_schema(upstream, stack)
 
-            # One for all: it remembers what transactions under way may still bring.
-            events = SchemaEvents(writer, self._shard, watch.changed, self._hidden.announce)
+            events = SchemaEvents(
+                writer, self._shard, watch.changed, self._hidden.announce, self._memory
+            )
 
             def new_applier() -> Applier:
                 return Applier(writer, watch.confirm, events)
@@ -391,7 +399,7 @@ class ReplicationService:
             self._callbacks.ready()
         try:
             stream.run()
-        except (Stopped, StreamEnded):
+        except (Stopped, StreamEnded, StreamOutdated):
             self._finish(stream)
             raise
 
