@@ -75,6 +75,9 @@ class GroupView:
         self.cold = True
         # True until the first hydration ever: nobody can hold anything yet.
         self._new = False
+        # Set once rows turned out that cannot be sent: from then on queries that begin show it
+        # themselves, each for itself.
+        self._careful = False
 
     @property
     def running(self) -> Mapping[QueryHash, bytes]:
@@ -192,7 +195,10 @@ class GroupView:
         assert self.tables is not None
         # Hydrating may take long, so it comes before the hold: pokes of running queries go on.
         urgent = not self.cold
-        async with self._engine.prepared(self._owner, self.tables, add, urgent=urgent) as prepared:
+        # Behind a gap nobody is sent what a query has: everybody is sent a difference, or it all.
+        rows = self._careful or not self._has_gap
+        preparing = self._engine.prepared(self._owner, self.tables, add, urgent=urgent, rows=rows)
+        async with preparing as prepared:
             self._advances.check(epoch)
             with self._advances.held():
                 await self._switch(wanted, add, remove, expired, prepared, epoch)
@@ -281,9 +287,21 @@ class GroupView:
         for client in clients:
             base = client.base
             if base not in bodies:
-                bodies[base] = await self._body_from(base, epoch)
+                bodies[base] = await self._body_or_care(base, epoch)
             if client.admitted and self._audience.has(client):
                 self._audience.send(client, bodies[base])
+
+    async def _body_or_care(self, base: ViewVersion | None, epoch: int) -> PokeBody:
+        """Rows that cannot be sent are the failure of those queries that have them."""
+        try:
+            return await self._body_from(base, epoch)
+        except QueryError:
+            if self._careful:
+                raise
+            self._careful = True
+            self.invalidate()
+            self._on_lost()
+            raise Superseded from None
 
     async def _body_from(self, base: ViewVersion | None, epoch: int) -> PokeBody:
         held = await self._held(base)
