@@ -8,6 +8,9 @@ which takes a crash in that moment, is told to wipe what it has and is sent all 
 keeps the database out of the way of every poke (design.md §3 has it in the way; `benchmarks.facts`
 measures the difference).
 
+Mutation results are looked up like rows, in one unit that all groups share: they are few, and a
+client that comes back must lose those that were deleted meanwhile.
+
 Invariant: what is answered here for a version is exactly what clients had at it, or None.
 """
 
@@ -22,7 +25,15 @@ from dataclasses import dataclass
 import apsw
 import structlog
 
-from view_syncer.cvr.facts import Move, RowKey, UnitHistory, pack
+from view_syncer.cvr.facts import (
+    RESULTS_UNIT,
+    Held,
+    Move,
+    RowKey,
+    UnitHistory,
+    pack,
+    results_prefix,
+)
 from view_syncer.cvr.store import (
     AuthorForgotten,
     Checkpoint,
@@ -180,26 +191,34 @@ class FactKeeper:
 
     # -- reading ---------------------------------------------------------------------------------
 
-    async def held(self, base: ViewVersion, units: Collection[UnitId]) -> frozenset[RowKey] | None:
-        """The rows that a client at ``base`` has by ``units``; None if that is not known."""
-        if not units:
-            return frozenset()
+    async def held(
+        self, base: ViewVersion, units: Collection[UnitId], group_id: str
+    ) -> Held | None:
+        """What a client of the group at ``base`` has by ``units``; None if that is not known."""
+        if base.state == NO_STATE:
+            return Held()
         try:
             if base.issuer == self.author and self._complete_to < base.state:
                 # Whoever asks may be cancelled; moves that were taken must be written.
                 await asyncio.shield(self._flush_once())
-            histories = await self._histories(base, frozenset(units))
+            histories = await self._histories(base, frozenset({*units, RESULTS_UNIT}))
         except StoreUnavailable as error:
             log.warning("facts_not_read", reason=str(error))
             return None
-        found: list[frozenset[RowKey]] = []
-        for history in histories.values():
+        found: dict[UnitId, frozenset[RowKey]] = {}
+        for unit, history in histories.items():
             keys = None if history is None else history.at(base.state)
             if keys is None:
                 return None
-            found.append(keys)
-        # One that stands alone stays the same object, which makes comparing it cheap.
-        return found[0] if len(found) == 1 else frozenset().union(*found)
+            found[unit] = keys
+        prefix = results_prefix(group_id)
+        results = (key for key in found.pop(RESULTS_UNIT) if key.startswith(prefix))
+        # A unit that stands alone stays the same object, which makes comparing it cheap.
+        rows = [*found.values()]
+        return Held(
+            rows[0] if len(rows) == 1 else frozenset().union(*rows),
+            tuple(key.removeprefix(prefix) for key in results),
+        )
 
     def _flush_once(self) -> asyncio.Task[None]:
         flushing = asyncio.ensure_future(self.flush())

@@ -25,7 +25,7 @@ from view_syncer.bodies import (
     wiping,
 )
 from view_syncer.context import ConnectionContext
-from view_syncer.cvr.facts import RowKey
+from view_syncer.cvr.facts import Held
 from view_syncer.cvr.keeper import RecordKeeper
 from view_syncer.cvr.record import ConfigChange, GroupRecord, QueryHash
 from view_syncer.engine_host import EngineHost
@@ -116,9 +116,6 @@ class GroupView:
             body.rows.extend(update.puts)
             if not body.size():
                 return
-            if body.mutations:
-                # Which results a client has is not among the facts.
-                self._record.provable_from = body.version
         self._audience.emit(body)
 
     def _report_failed(self, failed: Mapping[QueryHash, QueryError]) -> None:
@@ -298,17 +295,18 @@ class GroupView:
             self._reach(view.version, epoch)
             body = full_body(self._audience.version, self._record, view, self._queries)
             return body if base is None else wiping(body)
-        answer = self._engine.difference(self._owner, self.tables, held, base.state)
+        answer = self._engine.difference(self._owner, self.tables, held.rows, base.state)
         view = await self._advances.of_engine(answer, epoch)
         self._reach(view.version, epoch)
-        return difference_body(self._audience.version, self._record, base, view, self._queries)
+        version = self._audience.version
+        return difference_body(version, self._record, base, view, held.results, self._queries)
 
     def _reach(self, version: Watermark, epoch: int) -> None:
         self._advances.drain(version)
         self._advances.check(epoch)
 
-    async def _held(self, base: ViewVersion | None) -> frozenset[RowKey] | None:
-        """The rows a client at ``base`` has; None if that cannot be proven."""
+    async def _held(self, base: ViewVersion | None) -> Held | None:
+        """What a client at ``base`` has; None if that cannot be proven."""
         if base is None or base < self._record.provable_from:
             return None
         if not self._record.was_known_at(base):
@@ -320,4 +318,4 @@ class GroupView:
             if query.unit is None:
                 return None
             units.add(query.unit)
-        return await self._facts.held(base, units)
+        return await self._facts.held(base, units, self._record.group_id)

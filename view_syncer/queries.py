@@ -8,13 +8,14 @@ bookkeeping tables of mutations are watched by two internal queries per group wh
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
 
 from view_syncer.context import ConnectionContext
+from view_syncer.cvr.facts import RESULTS_UNIT
 from view_syncer.cvr.record import QueryHash, QueryRecord
 from view_syncer.engine_host import EngineHost
 from view_syncer.fan_out import GroupUpdate
@@ -54,21 +55,32 @@ class QuerySource:
         self._results = _internal_tables(
             MUTATION_RESULTS, self._mutations_table, _MUTATION_PUT, _MUTATION_DEL
         )
+        self._all_results = replace(
+            _internal_tables("all results", self._mutations_table, _RESULT_KEY, _RESULT_KEY),
+            facts_as=RESULTS_UNIT,
+        )
+        self._permissions = _internal_tables(
+            "permissions", self._permissions_table, _PERMISSIONS, _PERMISSIONS
+        )
         self.permissions: dict[str, Any] | None = None
         self._version = Watermark("00")
         self._version_changed = asyncio.Event()
 
     # -- permissions ---------------------------------------------------------------------------
 
-    async def watch_permissions(self, engine: EngineHost) -> None:
+    async def watch(self, engine: EngineHost) -> None:
         """Have the engine report changes of the permissions row as updates of this object, and
-        read it. Without such a table in the replica nothing is readable by ad-hoc queries."""
-        table = self._permissions_table
-        _, _, schema = await engine.state()
-        if table in schema:
-            tables = _internal_tables("permissions", table, _PERMISSIONS, _PERMISSIONS)
-            query = Query(table=table)
-            await engine.reconcile(self, tables, {}, (), {"permissions": (query, tables)})
+        read it. Without such a table in the replica nothing is readable by ad-hoc queries. And
+        have it remember which mutation results there were, for :meth:`add_gone_results`."""
+        watched = {
+            name: (Query(table=table), tables)
+            for name, table, tables in (
+                ("permissions", self._permissions_table, self._permissions),
+                ("results", self._mutations_table, self._all_results),
+            )
+            if table in engine.state.schema
+        }
+        await engine.reconcile(self, self._permissions, {}, (), watched)
         await self.reload_permissions(engine)
 
     async def reload_permissions(self, engine: EngineHost) -> None:
@@ -97,6 +109,8 @@ class QuerySource:
 
     async def wait_for_version(self, state: Watermark, timeout_s: float) -> bool:
         """Until the engine has reached ``state``; False if it did not in time."""
+        if self._version >= state:
+            return True
         try:
             async with asyncio.timeout(timeout_s):
                 while self._version < state:
@@ -176,6 +190,13 @@ class QuerySource:
             body.mutations.extend(text.encode() for _, _, text in patch.dels)
             body.mutations.extend(text.encode() for text in patch.puts)
 
+    def add_gone_results(
+        self, held: Iterable[str], rows: Mapping[str, list[str]], body: PokeBody
+    ) -> None:
+        """Delete the mutation results that somebody has and that are no longer among ``rows``."""
+        there = {_decode_put(put).mutation.id for put in rows.get(MUTATION_RESULTS, ())}
+        body.mutations.extend(key.encode() for key in held if _decode_del(key).id not in there)
+
     def add_internal_rows(
         self, group_id: str, rows: Mapping[str, list[str]], body: PokeBody
     ) -> None:
@@ -195,6 +216,24 @@ _MUTATION_PUT = (
     f"json_object('id', {_MUTATION_ID}, 'result', json(\"result\")))"
 )
 _MUTATION_DEL = f"json_object('op', 'del', 'id', {_MUTATION_ID})"
+_RESULT_KEY = f"hex(\"clientGroupID\") || ':' || {_MUTATION_DEL}"
+
+
+class _MutationId(msgspec.Struct, frozen=True):
+    client_id: str = msgspec.field(name="clientID")
+    id: int = 0
+
+
+class _Result(msgspec.Struct, frozen=True):
+    id: _MutationId
+
+
+class _ResultPut(msgspec.Struct, frozen=True):
+    mutation: _Result
+
+
+_decode_put = msgspec.json.Decoder(_ResultPut).decode
+_decode_del = msgspec.json.Decoder(_Result).decode
 
 
 def _add_lmids(rows: Any, body: PokeBody) -> None:

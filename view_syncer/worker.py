@@ -373,7 +373,7 @@ class Worker:
         shared: dict[tuple[int, ...], PokeBody] = {}
         version = self._facts.version(advance.version)
         for reader, update in advance.updates.items():
-            if reader is self._queries:
+            if reader is self._queries and "permissions" in update.internal:
                 self._spawn(self._permissions_changed())
             elif isinstance(reader, ClientGroup):
                 body = _shared_body(version, update, shared)
@@ -384,9 +384,8 @@ class Worker:
                     reader.abandon(error)
 
     async def _sync_with_engine(self) -> None:
-        version, _, _ = await self._engine.state()
-        self._queries.set_version(version)
-        await self._queries.watch_permissions(self._engine)
+        self._queries.set_version(self._engine.state.version)
+        await self._queries.watch(self._engine)
 
     async def _permissions_changed(self) -> None:
         await self._queries.reload_permissions(self._engine)

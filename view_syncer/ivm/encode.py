@@ -44,11 +44,14 @@ class PatchSql:
 
 @dataclass(frozen=True)
 class ClientTables:
-    """The tables of one client schema, or the internal ones. Equal ``digest`` = equal content."""
+    """The tables of one client schema, or the internal ones. Equal ``digest`` = equal content.
+    What moves in and out of a query on internal tables is only remembered if ``facts_as`` names
+    it."""
 
     digest: str
     tables: Mapping[str, SyncedTable]
     custom: Mapping[str, PatchSql] = field(default_factory=dict)
+    facts_as: str = ""
 
     def __hash__(self) -> int:
         return hash(self.digest)
