@@ -368,9 +368,10 @@ class ClientGroup:
                 "new one.",
             )
         self._audience.restart(record.version)
-        state, replica_version, _ = await self._services.engine.state()
-        self._keeper.note_read(state)
-        newer = record.replica_version is not None and record.replica_version > replica_version
+        replica = self._services.engine.state
+        self._keeper.note_read(replica.version)
+        known = record.replica_version
+        newer = known is not None and known > replica.replica_version
         if newer or not await self._services.queries.wait_for_version(
             record.version.state, REPLICA_WAIT_S
         ):

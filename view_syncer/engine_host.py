@@ -55,6 +55,15 @@ MAX_UNDELIVERED = 2
 """Two: the engine works on one advance while the event loop sends the other."""
 
 
+@dataclass(frozen=True, slots=True)
+class EngineState:
+    """A version of the replica, the generation it belongs to, and its schema."""
+
+    version: Watermark
+    replica_version: Watermark
+    schema: ReplicaSchema
+
+
 class EngineHost:
     """Starts the engine thread, runs jobs on it, and delivers advances.
 
@@ -92,6 +101,7 @@ class EngineHost:
         self._inode = self._path.stat().st_ino
         with damage.reported(self._path):
             self._engine = Engine(self._path)
+        self._state = _state_of(self._engine)
         self._membership = MembershipLog()
         self._fan_out = FanOut(self._membership)
         self._readers = ReaderPool(self._path, max_idle=1)
@@ -114,9 +124,11 @@ class EngineHost:
             self._advance_requested.set()
             self._jobs.put(self._advance_on_request)
 
-    async def state(self) -> tuple[Watermark, Watermark, ReplicaSchema]:
-        """(version, replica version, schema) of the engine."""
-        return await self._call(lambda e: (e.version, e.replica_version, e.schema))
+    @property
+    def state(self) -> EngineState:
+        """Where the engine is, as of the last advance that was delivered: nobody on the event loop
+        has an answer of a later one."""
+        return self._state
 
     @contextlib.asynccontextmanager
     async def prepared(
@@ -305,10 +317,11 @@ class EngineHost:
     def _report(self, advance: WorkerAdvance) -> None:
         with self._delivery:
             self._undelivered += 1
-        self._post(self._deliver, advance)
+        self._post(self._deliver, advance, _state_of(self._engine))
 
-    def _deliver(self, advance: WorkerAdvance) -> None:
+    def _deliver(self, advance: WorkerAdvance, state: EngineState) -> None:
         """On the event loop."""
+        self._state = state
         try:
             self._on_advance(advance)
         finally:
@@ -373,7 +386,7 @@ class EngineHost:
             self._membership.postpone(unit)
             return None
         since = self._membership.written(unit, engine.version)
-        return _Pinned(reader, unit.pipeline.rows(), Encoder(unit.client, engine.schema), since)
+        return _Pinned(reader, unit.pipeline.rows(), engine.encoder(unit.client), since)
 
     def _adopt(self, engine: Engine, prepared: Prepared) -> Engine:
         """Take in what was hydrated elsewhere; returns the engine, which may be a new one if the
@@ -403,6 +416,10 @@ class _Pinned:
             return self.reader.version, Members(self.since, named)
         finally:
             readers.give_back(self.reader)
+
+
+def _state_of(engine: Engine) -> EngineState:
+    return EngineState(engine.version, engine.replica_version, engine.schema)
 
 
 def _requests(

@@ -80,14 +80,13 @@ class QuerySource:
         read it. Without such a table in the replica nothing is readable by ad-hoc queries. And
         have it remember which mutation results there were, for :meth:`add_gone_results`."""
         number = self.permissions_number
-        _, _, schema = await engine.state()
         watched = {
             name: (Query(table=table), tables)
             for name, table, tables in (
                 (_PERMISSIONS, self._permissions_table, self._permissions),
                 ("results", self._mutations_table, self._all_results),
             )
-            if table in schema
+            if table in engine.state.schema
         }
         result = await engine.reconcile(self, self._permissions, {}, (), watched)
         if self.permissions_number == number:  # or they were forgotten, or changed, meanwhile
@@ -134,6 +133,8 @@ class QuerySource:
 
     async def wait_for_version(self, state: Watermark, timeout_s: float) -> bool:
         """Until the engine has reached ``state``; False if it did not in time."""
+        if self._version >= state:
+            return True
         try:
             async with asyncio.timeout(timeout_s):
                 while self._version < state:

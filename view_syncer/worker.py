@@ -388,8 +388,7 @@ class Worker:
                     reader.abandon(error)
 
     async def _sync_with_engine(self) -> None:
-        version, _, _ = await self._engine.state()
-        self._queries.set_version(version)
+        self._queries.set_version(self._engine.state.version)
         await self._queries.watch(self._engine)
 
     async def _rebuild(self) -> None:
