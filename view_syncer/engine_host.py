@@ -138,23 +138,25 @@ class EngineHost:
         queries: Mapping[QueryKey, Query],
         *,
         urgent: bool = False,
+        rows: bool = True,
     ) -> AsyncIterator[Prepared]:
         """Hydrate those of ``queries`` that nobody runs, on other threads, for a
         :meth:`reconcile` inside the block. The engine goes on advancing meanwhile. Only so many
-        blocks are open at a time; ``urgent`` is for whoever has clients that are served."""
+        blocks are open at a time; ``urgent`` is for whoever has clients that are served. ``rows``
+        as for :meth:`reconcile`."""
         async with (
             self._intake.turn(urgent=urgent),
-            self._prepared(group, client, queries) as prepared,
+            self._prepared(group, client, queries, rows) as prepared,
         ):
             yield prepared
 
     @contextlib.asynccontextmanager
     async def _prepared(
-        self, group: Group, client: ClientTables, queries: Mapping[QueryKey, Query]
+        self, group: Group, client: ClientTables, queries: Mapping[QueryKey, Query], rows: bool
     ) -> AsyncIterator[Prepared]:
-        prepared = Prepared()
+        prepared = Prepared(rows=rows)
         try:
-            requests = await self._call(lambda e: _requests(e, client, queries, prepared.failed))
+            requests = await self._call(lambda e: _requests(e, client, queries, prepared))
             hydrating = (self._hydrate(group, key, r, prepared) for key, r in requests.items())
             # All of them are over before any failure is raised, so that no result is left behind.
             for failure in await asyncio.gather(*hydrating, return_exceptions=True):
@@ -189,7 +191,8 @@ class EngineHost:
         prepared: Prepared | None = None,
     ) -> Reconciled:
         """Start and stop queries of a group. A key in both ``add`` and the running set is
-        replaced; its rows are only sent as far as they differ."""
+        replaced; its rows are only sent as far as they differ. If what is ``prepared`` was asked
+        for without rows the answer has none: they will be asked for by other means."""
         removed = set(remove)
         ready = prepared or Prepared()
 
@@ -426,15 +429,15 @@ def _requests(
     engine: Engine,
     client: ClientTables,
     queries: Mapping[QueryKey, Query],
-    failed: dict[QueryKey, QueryError],
+    prepared: Prepared,
 ) -> dict[QueryKey, HydrationRequest]:
-    """What must be hydrated for ``queries``; those that make no sense go into ``failed``."""
+    """What must be hydrated for ``queries``; those that make no sense fail."""
     requests: dict[QueryKey, HydrationRequest] = {}
     for key, query in queries.items():
         try:
-            request = engine.request(query, client)
+            request = engine.request(query, client, rows=prepared.rows)
         except QueryError as error:
-            failed[key] = error
+            prepared.failed[key] = error
         else:
             if isinstance(request, HydrationRequest):
                 requests[key] = request

@@ -8,11 +8,12 @@ bookkeeping tables of mutations are watched by two internal queries per group wh
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
+import structlog
 
 from view_syncer.context import ConnectionContext
 from view_syncer.cvr.facts import RESULTS_UNIT
@@ -20,7 +21,6 @@ from view_syncer.cvr.record import QueryHash, QueryRecord
 from view_syncer.engine_host import EngineHost
 from view_syncer.fan_out import GroupUpdate
 from view_syncer.ivm.encode import ClientTables, PatchSql
-from view_syncer.ivm.engine import Engine
 from view_syncer.poke import PokeBody
 from view_syncer.transform import NamedQuery, QueryTransformer, TransformedQuery
 from zerocache.errors import UnsafeIntegerError
@@ -28,6 +28,8 @@ from zerocache.protocol.versions import Watermark
 from zerocache.replica.sql import quote
 from zerocache.zql.ast import ColumnRef, LiteralRef, Query, Simple, parse_query, to_json
 from zerocache.zql.permissions import apply_read_permissions
+
+log = structlog.get_logger(__name__)
 
 LMIDS = "lmids"
 MUTATION_RESULTS = "mutationResults"
@@ -37,10 +39,12 @@ MAX_SAFE_INTEGER = 2**53 - 1
 @dataclass(slots=True)
 class Wanted:
     """``queries``: per hash a key that names the AST (equal key, equal AST) and the AST.
-    ``rejected``: bodies of ``transformError`` entries for queries that do not run."""
+    ``rejected``: bodies of ``transformError`` entries for queries that do not run. ``permissions``
+    numbers those it was made with (:attr:`QuerySource.permissions_number`)."""
 
     queries: dict[QueryHash, tuple[bytes, Query]] = field(default_factory=dict)
     rejected: dict[QueryHash, dict[str, Any]] = field(default_factory=dict)
+    permissions: int = 0
 
 
 class QuerySource:
@@ -60,9 +64,12 @@ class QuerySource:
             facts_as=RESULTS_UNIT,
         )
         self._permissions = _internal_tables(
-            "permissions", self._permissions_table, _PERMISSIONS, _PERMISSIONS
+            _PERMISSIONS, self._permissions_table, _PERMISSIONS_PUT, "''"
         )
         self.permissions: dict[str, Any] | None = None
+        # Grows whenever they change.
+        self.permissions_number = 0
+        self._permissions_known = asyncio.Event()
         self._version = Watermark("00")
         self._version_changed = asyncio.Event()
 
@@ -72,27 +79,44 @@ class QuerySource:
         """Have the engine report changes of the permissions row as updates of this object, and
         read it. Without such a table in the replica nothing is readable by ad-hoc queries. And
         have it remember which mutation results there were, for :meth:`add_gone_results`."""
+        number = self.permissions_number
         watched = {
             name: (Query(table=table), tables)
             for name, table, tables in (
-                ("permissions", self._permissions_table, self._permissions),
+                (_PERMISSIONS, self._permissions_table, self._permissions),
                 ("results", self._mutations_table, self._all_results),
             )
             if table in engine.state.schema
         }
-        await engine.reconcile(self, self._permissions, {}, (), watched)
-        await self.reload_permissions(engine)
+        result = await engine.reconcile(self, self._permissions, {}, (), watched)
+        if self.permissions_number == number:  # or they were forgotten, or changed, meanwhile
+            self._set_permissions(result.internal.get(_PERMISSIONS, ()))
 
-    async def reload_permissions(self, engine: EngineHost) -> None:
-        rows = await engine.read(self._read_permissions)
-        self.permissions = msgspec.json.decode(rows) if rows else None
+    def forget_permissions(self) -> None:
+        """The engine started over: nothing can be said of them before the next :meth:`watch`."""
+        self.permissions_number += 1
+        self._permissions_known.clear()
 
-    def _read_permissions(self, engine: Engine) -> str | None:
-        if self._permissions_table not in engine.schema:
-            return None
-        sql = f"SELECT permissions FROM {quote(self._permissions_table)}"  # noqa: S608 (quoted)
-        row = engine.db.execute(sql).fetchone()
-        return None if row is None else str(row[0]) if row[0] is not None else None
+    def take_permissions(self, update: GroupUpdate) -> bool:
+        """An advance of the engine for this object; whether it changes the permissions. They then
+        hold for all that the advance brings."""
+        patch = update.internal.get(_PERMISSIONS)
+        if patch is None and _PERMISSIONS not in update.failed:
+            return False
+        self._set_permissions([] if patch is None else patch.puts)
+        return True
+
+    def _set_permissions(self, rows: Sequence[str]) -> None:
+        """There is one row at most; one that makes no sense allows nothing."""
+        permissions = None
+        if rows:
+            try:
+                permissions = msgspec.json.decode(rows[-1], type=dict[str, Any] | None)
+            except msgspec.DecodeError as error:
+                log.error("permissions_unreadable", reason=str(error))
+        self.permissions = permissions
+        self.permissions_number += 1
+        self._permissions_known.set()
 
     # -- versions ------------------------------------------------------------------------------
 
@@ -135,8 +159,26 @@ class QuerySource:
         fresh: bool = False,
         ask: bool = True,
     ) -> Wanted:
-        """The ASTs of ``queries``. Named ones that run already are only asked for again when
-        ``fresh``: their key is kept. Without ``ask`` the application is not called at all."""
+        """The ASTs of ``queries``, by the permissions of now. Named ones that run already are only
+        asked for again when ``fresh``: their key is kept. Without ``ask`` the application is not
+        called at all."""
+        while True:
+            await self._permissions_known.wait()
+            number = self.permissions_number
+            wanted = await self._resolve(queries, context, running, fresh=fresh, ask=ask)
+            if number == self.permissions_number:
+                wanted.permissions = number
+                return wanted
+
+    async def _resolve(
+        self,
+        queries: Mapping[QueryHash, QueryRecord],
+        context: ConnectionContext | None,
+        running: Mapping[QueryHash, bytes],
+        *,
+        fresh: bool,
+        ask: bool,
+    ) -> Wanted:
         wanted = Wanted()
         named: list[NamedQuery] = []
         for query_hash, record in queries.items():
@@ -208,7 +250,8 @@ class QuerySource:
 _UNCHANGED = Query(table="")
 """Stands for the AST of a query whose key says that it runs already."""
 
-_PERMISSIONS = "hash"
+_PERMISSIONS = "permissions"
+_PERMISSIONS_PUT = "coalesce(permissions, 'null')"
 _CLIENT_ROW = 'json_array("clientID", "lastMutationID")'
 _MUTATION_ID = "json_object('clientID', \"clientID\", 'id', \"mutationID\")"
 _MUTATION_PUT = (
