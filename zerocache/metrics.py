@@ -76,9 +76,8 @@ def prometheus_text(series: Iterable[Series]) -> str:
             told = name
             lines.append(f"# TYPE {name} {one.kind}")
         labels = ",".join(f'{key}="{_escaped(value)}"' for key, value in one.attributes)
-        lines.append(
-            f"{name}{{{labels}}} {one.value:.17g}" if labels else f"{name} {one.value:.17g}"
-        )
+        number = f"{one.value:d}" if isinstance(one.value, int) else repr(one.value)
+        lines.append(f"{name}{{{labels}}} {number}" if labels else f"{name} {number}")
     return "".join(f"{line}\n" for line in lines)
 
 
