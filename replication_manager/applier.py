@@ -13,6 +13,7 @@ from collections.abc import Callable
 import apsw
 import structlog
 
+from replication_manager.partition_roots import misplaced, roots
 from replication_manager.pgoutput import (
     Begin,
     Commit,
@@ -60,6 +61,10 @@ class Applier:
         self._relations: dict[int, Relation] = {}
         self._targets: dict[int, Target] = {}
         self._generation = writer.generation
+        # As which table each partition is published; None until it is needed.
+        self._roots: dict[int, int] | None = None
+        # The relation that was described last.
+        self._described = 0
         # Unknown tables whose rows were passed over in the open transaction: commands like CREATE
         # TABLE AS write rows before the table is announced.
         self._skipped: dict[int, str] = {}
@@ -83,6 +88,11 @@ class Applier:
             Truncate: self._truncate,
             LogicalMessage: self._logical_message,
         }
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether another connection is needed for what follows the transaction that ended."""
+        return self._schema_events.outdated
 
     @property
     def lsn(self) -> int:
@@ -141,6 +151,7 @@ class Applier:
         if self._generation != self._writer.generation:
             self._generation = self._writer.generation
             self._targets.clear()
+            self._roots = None
         return self._targets.get(oid) or self._new_target(oid)
 
     def _new_target(self, oid: int) -> Target | None:
@@ -156,6 +167,8 @@ class Applier:
         if facts is None:
             self._skipped[oid] = wire_name(message.schema, message.name)
             return None
+        if oid in self._schema_events.bereft:
+            raise misplaced(facts.table.wire_name, "their parent left in the same transaction")
         target = make_target(self._writer, self._schema_events, message, facts, self._xid)
         self._confirm(self._lsn)
         if fits(message, facts):
@@ -191,9 +204,26 @@ class Applier:
     def _relation(self, message: Relation) -> None:
         self._relations[message.oid] = message
         self._targets.pop(message.oid, None)
+        former, self._described = self._described, message.oid
+        if not self._skipping and former and former not in self._targets:
+            self._check_root(message.oid, former)
+
+    def _check_root(self, oid: int, described: int) -> None:
+        """A partition is described right after the table as which its rows come."""
+        if self._roots is None or self._generation != self._writer.generation:
+            self._roots = roots(facts.table for facts in self._writer.tables().values())
+        root = self._roots.get(oid, oid)
+        if root not in (oid, described) and self._roots.get(described) == described:
+            tables = self._writer.tables().values()
+            name = next(f.table.wire_name for f in tables if f.table.oid == described)
+            raise misplaced(name, "they were written before their parent left")
 
     def _logical_message(self, message: LogicalMessage) -> None:
-        if self.in_transaction and not self._skipping and self._schema_events.concerns(message):
+        if not self.in_transaction or not self._schema_events.concerns(message):
+            return
+        if self._skipping:
+            self._schema_events.passed_over()
+        else:
             self._schema_events.apply(message, self._skipped)
             present = {facts.table.oid for facts in self._writer.tables().values()}
             for oid in present & self._skipped.keys():

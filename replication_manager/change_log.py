@@ -35,6 +35,9 @@ from zerocache.protocol.versions import Lsn, lsn_from_watermark
 from zerocache.replica.writer import ReplicaWriter
 
 _LEAST_QUEUE_BYTES = 4 * 1024 * 1024
+QUEUE_BYTES_AT_MOST = 64 * 1024 * 1024
+"""However much memory there is: the slot keeps what waits, and does that better. A single message
+may be larger, and is held in full."""
 
 log = structlog.get_logger(__name__)
 
@@ -50,8 +53,9 @@ class ChangeLogKeeper:
         self._metrics = metrics
         share = config.change_streamer.back_pressure_limit_heap_proportion
         self._limits = StoreLimits(
-            queue_bytes=max(_LEAST_QUEUE_BYTES, int(share * memory_limit_bytes())),
+            queue_bytes=queue_bytes(share, memory_limit_bytes()),
             statement_s=self._timeout_ms / 1_000,
+            batch_rows=config.change.log_batch_size,
         )
         # What must not be purged; others than the local replica may hold something here.
         self.reservations = Reservations()
@@ -159,6 +163,11 @@ class ClaimedLog:
         store.start()
         stack.callback(store.close)
         return LogWriter(SegmentBuilder(self._shard.ddl_prefix, last), store)
+
+
+def queue_bytes(share: float, memory_bytes: int) -> int:
+    """How much may wait for the change database."""
+    return min(max(_LEAST_QUEUE_BYTES, int(share * memory_bytes)), QUEUE_BYTES_AT_MOST)
 
 
 def memory_limit_bytes() -> int:

@@ -54,10 +54,12 @@ log = structlog.get_logger(__name__)
 class StoreLimits:
     """``queue_bytes``: waiting for the change database before the stream has to wait, too.
     ``statement_s``: a write that takes longer has failed; 0 is no limit.
+    ``batch_rows``: parts in one write.
     ``purge_interval_s``: between purges, each behind what the one before found free."""
 
     queue_bytes: int = 64 * 1024 * 1024
     statement_s: float = 20.0
+    batch_rows: int = 2_000
     purge_interval_s: float = 30.0
 
 
@@ -238,7 +240,12 @@ class ChangeStore:
         if not self._open:
             self._db.begin()
             self._open = True
-        self._db.write(parts)
+        step = self._limits.batch_rows
+        for start in range(0, len(parts), step):
+            self._db.write(parts[start : start + step])
+            with self._changed:
+                # It answers: each write has the time of one.
+                self._busy_since = self._now()
 
     def _done(self, position: Lsn, size: int) -> None:
         self._metrics.count("replication.stored_bytes", size)

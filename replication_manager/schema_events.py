@@ -11,10 +11,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field
 
 import msgspec
 import structlog
 
+from replication_manager.partition_roots import compare_roots
 from replication_manager.pgoutput import LogicalMessage, Relation
 from replication_manager.schema_drift import has_shape
 from zerocache.errors import ReplicationError, ResyncRequired, UpstreamSetupError
@@ -40,6 +42,16 @@ _REMEMBERED = 8
 _XIDS = 1 << 32
 
 
+@dataclass(slots=True)
+class SchemaMemory:
+    """What is known of the changes so far; outlives connections, not initial syncs."""
+
+    # Transactions that began before the last announced change have an older id.
+    next_xid: int = 0
+    # What tables were before they changed, by oid, newest last.
+    past: dict[int, deque[TableFacts]] = field(default_factory=dict)
+
+
 class SchemaEvents:
     """``changed`` is called after each change, inside the transaction that makes it; ``announce``
     before that, with the schema that upstream has from there on.
@@ -51,15 +63,17 @@ class SchemaEvents:
         shard: ShardNames,
         changed: Callable[[], None] = lambda: None,
         announce: Callable[[PublishedSchema], None] = lambda _: None,
+        memory: SchemaMemory | None = None,
     ) -> None:
         self._writer = writer
         self._shard = shard
         self._changed = changed
         self._announce = announce
-        # Transactions that began before the last announced change have an older id.
-        self._next_xid = 0
-        # What tables were before they changed on this connection, by oid, newest last.
-        self._past: dict[int, deque[TableFacts]] = {}
+        self._memory = memory or SchemaMemory()
+        # Set by a change after which another walsender is needed.
+        self.outdated = False
+        # Tables as which the one that we have may publish rows of others.
+        self.bereft: frozenset[int] = frozenset()
 
     def may_precede(self, xid: int) -> bool:
         """Whether a transaction may have written before the change that was announced last.
@@ -67,11 +81,11 @@ class SchemaEvents:
         If it cannot have, rows that do not fit are no leftovers: pgoutput itself is mistaken at
         times, as about the partitions of a table that moved to another schema.
         """
-        return self._next_xid > 0 and 0 < (self._next_xid - xid) % _XIDS < _XIDS // 2
+        return self._memory.next_xid > 0 and 0 < (self._memory.next_xid - xid) % _XIDS < _XIDS // 2
 
     def past(self, relation: Relation) -> TableFacts | None:
         """What the table was when ``relation`` described it, if it changed since."""
-        past = self._past.get(relation.oid, ())
+        past = self._memory.past.get(relation.oid, ())
         return next((facts for facts in reversed(past) if has_shape(relation, facts)), None)
 
     def concerns(self, message: LogicalMessage) -> bool:
@@ -89,8 +103,9 @@ class SchemaEvents:
         changes = plan_changes(self._writer.tables().values(), event, skipped)
         if not changes:
             return
+        self._compare_roots(event.schema)
         self._remember(changes)
-        self._next_xid = event.next_xid
+        self._memory.next_xid = event.next_xid
         self._writer.change_schema(changes)
         log.info(
             "schema_changed",
@@ -101,13 +116,24 @@ class SchemaEvents:
         self._announce(event.schema)
         self._changed()
 
+    def _compare_roots(self, schema: PublishedSchema) -> None:
+        known = [facts.table for facts in self._writer.tables().values()]
+        upheaval = compare_roots(known, schema.tables)
+        self.outdated = self.outdated or upheaval.is_hidden
+        self.bereft |= upheaval.bereft
+
+    def passed_over(self) -> None:
+        """A change is sent again that the replica has: what it was is not known any more."""
+        trees = any(facts.table.partitions for facts in self._writer.tables().values())
+        self.outdated = self.outdated or trees
+
     def _remember(self, changes: Iterable[Change]) -> None:
         for change in changes:
             if isinstance(change, CreateTable):
                 continue
             known = self._writer.tables()
             old = change.old if isinstance(change, AlterTable) else known[change.table]
-            past = self._past.setdefault(old.table.oid, deque(maxlen=_REMEMBERED))
+            past = self._memory.past.setdefault(old.table.oid, deque(maxlen=_REMEMBERED))
             past.append(old)
 
 

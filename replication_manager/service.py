@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import apsw
+import msgspec
 import psycopg
 import structlog
 
@@ -32,9 +33,10 @@ from replication_manager.initial_sync import SyncSettings, run_initial_sync
 from replication_manager.lag_reports import LagReports
 from replication_manager.local_replica import require_usable
 from replication_manager.memory import return_free_memory
+from replication_manager.partition_roots import StreamOutdated
 from replication_manager.position import SlotPosition
 from replication_manager.schema_drift import SchemaWatch, by_name, drift_error, schema_differences
-from replication_manager.schema_events import SchemaEvents
+from replication_manager.schema_events import SchemaEvents, SchemaMemory
 from replication_manager.schema_guard import SchemaGuard
 from replication_manager.signals import Stopped, StopSignal
 from replication_manager.slot import (
@@ -133,6 +135,8 @@ class ReplicationService:
         # Tells our walsender from that of another node in pg_stat_activity, which cuts at 63.
         self._purpose = f"replication-{config.task_id}"[:58]
         self._hidden = HiddenAnnouncer()
+        # What transactions under way may still bring.
+        self._memory = SchemaMemory()
         self._backoff_s = _FIRST_BACKOFF_S
         # Since when the upstream database may have been away.
         self._started_s = time.monotonic()
@@ -168,6 +172,9 @@ class ReplicationService:
             self._resync(reason)
         except Displaced:
             raise
+        except StreamOutdated:
+            log.info("replication_reconnects", reason="partitions have another root")
+            self._backoff_s = _FIRST_BACKOFF_S
         except (apsw.CorruptError, apsw.NotADBError, ReplicaError) as error:
             self._resync(_corrupt(self._file, error))
         except StreamEnded as ended:
@@ -210,6 +217,7 @@ class ReplicationService:
             if not is_transient(error) or waited_s > _STARTUP_PATIENCE_S:
                 raise error
             self._callbacks.progress(f"waiting for the upstream database: {error}")
+        self._metrics.count("replication.interruptions")
         log.warning("replication_interrupted", reason=str(error), retry_s=self._backoff_s)
 
     def _wait_for_space(self, error: Exception) -> None:
@@ -268,13 +276,18 @@ class ReplicationService:
             claimed=self._watch_slot,
         )
         self._leave_slot()
+        result = "error"
         try:
             run_initial_sync(settings, self._stop)
+            result = "success"
         except BaseException:
             self._leave_slot()
             raise
+        finally:
+            self._metrics.count("replication.initial_sync_runs", result=result)
         return_free_memory()
         self._resync_reason = None
+        self._memory = SchemaMemory()
 
     def _require_matching(self, upstream: Upstream) -> None:
         """The replica fits the published schema, and there is a slot for it."""
@@ -317,8 +330,9 @@ class ReplicationService:
             backfiller = stack.enter_context(closing(Backfiller(self._url, self._shard, writer)))
             watch = self._watch_schema(upstream, stack)
 
-            # One for all: it remembers what transactions under way may still bring.
-            events = SchemaEvents(writer, self._shard, watch.changed, self._hidden.announce)
+            events = SchemaEvents(
+                writer, self._shard, watch.changed, self._hidden.announce, self._memory
+            )
 
             def new_applier() -> Applier:
                 return Applier(writer, watch.confirm, events)
@@ -381,6 +395,7 @@ class ReplicationService:
             "lsn": None if version is None else lsn_to_text(lsn_from_watermark(version)),
             "slot": None if health is None else {**asdict(health), "problem": health.problem},
             "metrics": metrics,
+            "series": msgspec.to_builtins(self._metrics.series()),
             "changeLog": {"changeLogSize": metrics.get(LOG_BYTES)},
         }
 
@@ -391,7 +406,7 @@ class ReplicationService:
             self._callbacks.ready()
         try:
             stream.run()
-        except (Stopped, StreamEnded):
+        except (Stopped, StreamEnded, StreamOutdated):
             self._finish(stream)
             raise
 

@@ -20,6 +20,7 @@ from replication_manager.applier import Applier
 from replication_manager.backfill import Backfiller
 from replication_manager.change_store import ChangeStore
 from replication_manager.lag_reports import LagReports
+from replication_manager.partition_roots import StreamOutdated
 from replication_manager.position import SlotPosition
 from replication_manager.segments import SegmentBuilder
 from replication_manager.walsender import (
@@ -168,6 +169,18 @@ class ChangeStream:
         ):
             self._commit_group()
             self._housekeeping(now)
+        if self._applier.is_outdated:
+            self._end_walsender()
+
+    def _end_walsender(self) -> None:
+        """Once all before is stored: it would be sent again, and mistaken again."""
+        self._commit_group()
+        self._store.put(self._segments.cut())
+        while not self._store.drain(self._limits.full_poll_s):
+            self._store.check()
+            self._connection.check_stop()
+            self._show_life(self._now())
+        raise StreamOutdated
 
     def _commit_group(self) -> None:
         if self._group_since is None or self._applier.in_transaction or self._backfiller.holds:

@@ -84,8 +84,11 @@ def verify(url: str, file: Path, *, wait_s: float = _WAIT_S) -> Verdict:
     tables: set[str] | None = None
     outcome = Verdict(0, ())
     for _ in range(_ROUNDS):
-        outcome = _Round(url, file, tables, wait_s).run()
+        comparison = _Round(url, file, tables, wait_s)
+        outcome = comparison.run()
         if outcome.schema:
+            if comparison.is_late:
+                break  # it was waited for long enough
             continue  # a change may be on its way
         compared = compared or outcome.compared
         again = {one: one for one in outcome.differences if one.is_explainable}
@@ -122,6 +125,8 @@ class _Round:
         self._wait_s = wait_s
         self._compared = 0
         self._differences: list[Difference] = []
+        # Whether the replica did not get as far as it had to.
+        self.is_late = False
 
     def run(self) -> Verdict:
         with ExitStack() as stack:
@@ -131,6 +136,7 @@ class _Round:
             try:
                 replica = stack.enter_context(closing(self._replica_at(_mark(self._url))))
             except ReplicationError:
+                self.is_late = True
                 # One of another schema may well be one that is not going to catch up.
                 with closing(open_replica(self._file)) as present:
                     if found := _schema_differences(snapshot, present):

@@ -1,8 +1,10 @@
 """Advances of one client group between the engine and its pokes.
 
 Owns their order: while a task *holds* the queue they wait, and are applied when the last hold
-ends. Also owns the *epoch*: when the engine's knowledge of the group is lost, everything that
-waits is void, and so is every answer that was asked for before.
+ends. A *bar* keeps back those from one version on: what the queries yield there may not be shown
+as it is, and a task makes something else of it (changed permissions). Also owns the *epoch*: when
+the engine's knowledge of the group is lost, everything that waits is void, and so is every answer
+that was asked for before.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ class AdvanceQueue:
         self._apply = apply
         self._waiting: deque[GroupAdvance] = deque()
         self._holds = 0
+        self._bar: Watermark | None = None
         self.epoch = 0
         # Set while the engine may still report on queries the group no longer counts on.
         self.deaf = False
@@ -53,9 +56,39 @@ class AdvanceQueue:
             self.drain(None)
 
     def drain(self, until: Watermark | None) -> None:
-        """Apply what waits, at most up to ``until``."""
+        """Apply what waits, at most up to ``until`` and never what is barred."""
         while self._waiting and (until is None or self._waiting[0].version <= until):
+            if self.is_barred(self._waiting[0].version):
+                return
             self._apply(self._waiting.popleft())
+
+    def bar(self, version: Watermark) -> bool:
+        """Apply nothing from ``version`` on, until :meth:`take` or :meth:`lift`; False if there
+        is nothing to be applied."""
+        if self.deaf:
+            return False
+        self._bar = version if self._bar is None else min(version, self._bar)
+        return True
+
+    def is_barred(self, version: Watermark) -> bool:
+        return self._bar is not None and self._bar <= version
+
+    def lift(self) -> None:
+        """What is barred may be applied as it is after all."""
+        self._bar = None
+        if not self._holds:
+            self.drain(None)
+
+    def take(self, until: Watermark) -> list[GroupAdvance]:
+        """What is barred up to ``until``, which the caller makes something of; nothing is barred
+        any more then."""
+        if not self.is_barred(until):
+            return []
+        self._bar = None
+        taken: list[GroupAdvance] = []
+        while self._waiting and self._waiting[0].version <= until:
+            taken.append(self._waiting.popleft())
+        return taken
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -74,6 +107,7 @@ class AdvanceQueue:
     def void(self) -> None:
         self.epoch += 1
         self.deaf = True
+        self._bar = None
         self._waiting.clear()
 
     async def of_engine(self, answer: Awaitable[T], epoch: int) -> T:

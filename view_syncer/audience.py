@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from view_syncer import wire
+from view_syncer.coalesce import RowKeys
 from view_syncer.context import ConnectionContext
 from view_syncer.poke import History, PokeBody, merge
 from zerocache.errors import ClientFacingError
@@ -58,6 +59,8 @@ class Audience:
         # In order of arrival, the newest last.
         self.clients: dict[str, Client] = {}
         self.version = NEVER
+        # What names rows to clients, once that is known.
+        self.row_keys: RowKeys = {}
         self._history = History()
 
     # -- who is there ----------------------------------------------------------------------------
@@ -124,7 +127,10 @@ class Audience:
         bodies = self._history.since(base)
         if bodies is None:
             return False
-        self.send(client, bodies[0] if len(bodies) == 1 else merge(self.version, bodies))
+        if len(bodies) == 1:
+            self.send(client, bodies[0])
+        else:
+            self.send(client, merge(self.version, bodies, self.row_keys))
         return True
 
     def tell(self, frame: bytes) -> None:

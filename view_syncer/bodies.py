@@ -7,7 +7,7 @@ Never sends or stores anything.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from view_syncer.cvr.record import ConfigChange, GroupRecord, QueryHash
 from view_syncer.fan_out import FullView, Reconciled
@@ -79,10 +79,11 @@ def difference_body(
     record: GroupRecord,
     base: ViewVersion,
     view: FullView,
+    results: Iterable[str],
     queries: QuerySource,
 ) -> PokeBody:
-    """What a client at ``base`` lacks of the present view. What is small is sent whole: to repeat
-    it does no harm."""
+    """What a client at ``base``, which has mutation ``results``, lacks of the present view. What
+    is small is sent whole: to repeat it does no harm."""
     body = PokeBody(version)
     for (client_id, query), desire in record.desires.items():
         op = "put" if desire.active else "del"
@@ -93,6 +94,7 @@ def difference_body(
         if known.got_at is not None and known.got_at > base
     ]
     body.rows.extend(run for run in (view.dels, view.puts) if run)
+    queries.add_gone_results(results, view.internal, body)
     queries.add_internal_rows(record.group_id, view.internal, body)
     return body
 

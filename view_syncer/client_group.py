@@ -280,6 +280,12 @@ class ClientGroup:
         except QueryError as error:
             self._cannot_serve(error)
 
+    def permissions_changed(self, version: Watermark) -> None:
+        """From the advance to ``version`` on nobody may be shown what the queries yield under the
+        permissions of before. To be called before :meth:`on_advance`."""
+        if not (self.closed or self.stale) and self._view.bar(version):
+            self.schedule(self.settle())
+
     def invalidate(self) -> None:
         """What the engine knew of this group is lost (schema change, new replica), or cannot be
         used. Takes effect at once; a :meth:`rebuild` must follow."""
@@ -346,7 +352,7 @@ class ClientGroup:
     def _admit(self, client: Client, declared: ClientSchema) -> None:
         self.pin_user(client.user_id)
         self._record.client_schema = declared
-        self._view.tables = client_tables(declared)
+        self._view.use(client_tables(declared))
         client.admitted = True
         client.validated_s = asyncio.get_running_loop().time()
 
@@ -362,9 +368,10 @@ class ClientGroup:
                 "new one.",
             )
         self._audience.restart(record.version)
-        state, replica_version, _ = await self._services.engine.state()
-        self._keeper.note_read(state)
-        newer = record.replica_version is not None and record.replica_version > replica_version
+        replica = self._services.engine.state
+        self._keeper.note_read(replica.version)
+        known = record.replica_version
+        newer = known is not None and known > replica.replica_version
         if newer or not await self._services.queries.wait_for_version(
             record.version.state, REPLICA_WAIT_S
         ):

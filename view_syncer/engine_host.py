@@ -55,6 +55,15 @@ MAX_UNDELIVERED = 2
 """Two: the engine works on one advance while the event loop sends the other."""
 
 
+@dataclass(frozen=True, slots=True)
+class EngineState:
+    """A version of the replica, the generation it belongs to, and its schema."""
+
+    version: Watermark
+    replica_version: Watermark
+    schema: ReplicaSchema
+
+
 class EngineHost:
     """Starts the engine thread, runs jobs on it, and delivers advances.
 
@@ -92,6 +101,7 @@ class EngineHost:
         self._inode = self._path.stat().st_ino
         with damage.reported(self._path):
             self._engine = Engine(self._path)
+        self._state = _state_of(self._engine)
         self._membership = MembershipLog()
         self._fan_out = FanOut(self._membership)
         self._readers = ReaderPool(self._path, max_idle=1)
@@ -114,9 +124,11 @@ class EngineHost:
             self._advance_requested.set()
             self._jobs.put(self._advance_on_request)
 
-    async def state(self) -> tuple[Watermark, Watermark, ReplicaSchema]:
-        """(version, replica version, schema) of the engine."""
-        return await self._call(lambda e: (e.version, e.replica_version, e.schema))
+    @property
+    def state(self) -> EngineState:
+        """Where the engine is, as of the last advance that was delivered: nobody on the event loop
+        has an answer of a later one."""
+        return self._state
 
     @contextlib.asynccontextmanager
     async def prepared(
@@ -126,23 +138,25 @@ class EngineHost:
         queries: Mapping[QueryKey, Query],
         *,
         urgent: bool = False,
+        rows: bool = True,
     ) -> AsyncIterator[Prepared]:
         """Hydrate those of ``queries`` that nobody runs, on other threads, for a
         :meth:`reconcile` inside the block. The engine goes on advancing meanwhile. Only so many
-        blocks are open at a time; ``urgent`` is for whoever has clients that are served."""
+        blocks are open at a time; ``urgent`` is for whoever has clients that are served. ``rows``
+        as for :meth:`reconcile`."""
         async with (
             self._intake.turn(urgent=urgent),
-            self._prepared(group, client, queries) as prepared,
+            self._prepared(group, client, queries, rows) as prepared,
         ):
             yield prepared
 
     @contextlib.asynccontextmanager
     async def _prepared(
-        self, group: Group, client: ClientTables, queries: Mapping[QueryKey, Query]
+        self, group: Group, client: ClientTables, queries: Mapping[QueryKey, Query], rows: bool
     ) -> AsyncIterator[Prepared]:
-        prepared = Prepared()
+        prepared = Prepared(rows=rows)
         try:
-            requests = await self._call(lambda e: _requests(e, client, queries, prepared.failed))
+            requests = await self._call(lambda e: _requests(e, client, queries, prepared))
             hydrating = (self._hydrate(group, key, r, prepared) for key, r in requests.items())
             # All of them are over before any failure is raised, so that no result is left behind.
             for failure in await asyncio.gather(*hydrating, return_exceptions=True):
@@ -177,7 +191,8 @@ class EngineHost:
         prepared: Prepared | None = None,
     ) -> Reconciled:
         """Start and stop queries of a group. A key in both ``add`` and the running set is
-        replaced; its rows are only sent as far as they differ."""
+        replaced; its rows are only sent as far as they differ. If what is ``prepared`` was asked
+        for without rows the answer has none: they will be asked for by other means."""
         removed = set(remove)
         ready = prepared or Prepared()
 
@@ -305,10 +320,11 @@ class EngineHost:
     def _report(self, advance: WorkerAdvance) -> None:
         with self._delivery:
             self._undelivered += 1
-        self._post(self._deliver, advance)
+        self._post(self._deliver, advance, _state_of(self._engine))
 
-    def _deliver(self, advance: WorkerAdvance) -> None:
+    def _deliver(self, advance: WorkerAdvance, state: EngineState) -> None:
         """On the event loop."""
+        self._state = state
         try:
             self._on_advance(advance)
         finally:
@@ -373,7 +389,7 @@ class EngineHost:
             self._membership.postpone(unit)
             return None
         since = self._membership.written(unit, engine.version)
-        return _Pinned(reader, unit.pipeline.rows(), Encoder(unit.client, engine.schema), since)
+        return _Pinned(reader, unit.pipeline.rows(), engine.encoder(unit.client), since)
 
     def _adopt(self, engine: Engine, prepared: Prepared) -> Engine:
         """Take in what was hydrated elsewhere; returns the engine, which may be a new one if the
@@ -405,19 +421,23 @@ class _Pinned:
             readers.give_back(self.reader)
 
 
+def _state_of(engine: Engine) -> EngineState:
+    return EngineState(engine.version, engine.replica_version, engine.schema)
+
+
 def _requests(
     engine: Engine,
     client: ClientTables,
     queries: Mapping[QueryKey, Query],
-    failed: dict[QueryKey, QueryError],
+    prepared: Prepared,
 ) -> dict[QueryKey, HydrationRequest]:
-    """What must be hydrated for ``queries``; those that make no sense go into ``failed``."""
+    """What must be hydrated for ``queries``; those that make no sense fail."""
     requests: dict[QueryKey, HydrationRequest] = {}
     for key, query in queries.items():
         try:
-            request = engine.request(query, client)
+            request = engine.request(query, client, rows=prepared.rows)
         except QueryError as error:
-            failed[key] = error
+            prepared.failed[key] = error
         else:
             if isinstance(request, HydrationRequest):
                 requests[key] = request

@@ -8,6 +8,9 @@ which takes a crash in that moment, is told to wipe what it has and is sent all 
 keeps the database out of the way of every poke (design.md §3 has it in the way; `benchmarks.facts`
 measures the difference).
 
+Mutation results are looked up like rows, in one unit that all groups share: they are few, and a
+client that comes back must lose those that were deleted meanwhile.
+
 Invariant: what is answered here for a version is exactly what clients had at it, or None.
 """
 
@@ -15,24 +18,29 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections import OrderedDict
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
 
 import apsw
 import structlog
 
-from view_syncer.cvr.facts import Move, RowKey, UnitHistory, pack
+from view_syncer.cvr.facts import (
+    RESULTS_UNIT,
+    Held,
+    Move,
+    RowKey,
+    pack,
+    results_prefix,
+)
 from view_syncer.cvr.store import (
     AuthorForgotten,
     Checkpoint,
     Delta,
     FactStore,
     StoreUnavailable,
-    UnitFacts,
     UnitWrite,
 )
 from view_syncer.engine_host import EngineHost
+from view_syncer.fact_reader import FactReader
 from view_syncer.membership import CHECKPOINT_AGE_S, UnitId
 from zerocache.protocol.versions import NO_STATE, NOBODY, ViewVersion, Watermark
 
@@ -43,13 +51,6 @@ FLUSH_DELAY_S = 0.25
 MAX_UNWRITTEN_MOVES = 200_000
 """Moved rows kept while the store is away. Beyond, this author falls silent."""
 HEARTBEAT_S = 300.0
-MAX_CACHED_KEYS = 500_000
-
-
-@dataclass(frozen=True, slots=True)
-class _Cached:
-    complete_to: Watermark
-    history: UnitHistory | None
 
 
 class FactKeeper:
@@ -67,9 +68,8 @@ class FactKeeper:
         self._unwritten_members: dict[UnitId, UnitWrite] = {}
         self._silent = False
         self._flushing: set[asyncio.Task[None]] = set()
-        self._cache: OrderedDict[tuple[int, UnitId], _Cached] = OrderedDict()
-        self._cached_keys = 0
-        self._reading: dict[tuple[int, frozenset[UnitId]], asyncio.Future[None]] = {}
+        self._reader = FactReader(store)
+        self._results = _ResultsByGroup()
 
     async def open(self) -> None:
         # Numbers begin at 1; issuer 0 gives the plain cookies of the specification.
@@ -180,26 +180,30 @@ class FactKeeper:
 
     # -- reading ---------------------------------------------------------------------------------
 
-    async def held(self, base: ViewVersion, units: Collection[UnitId]) -> frozenset[RowKey] | None:
-        """The rows that a client at ``base`` has by ``units``; None if that is not known."""
-        if not units:
-            return frozenset()
+    async def held(
+        self, base: ViewVersion, units: Collection[UnitId], group_id: str
+    ) -> Held | None:
+        """What a client of the group at ``base`` has by ``units``; None if that is not known."""
+        if base.state == NO_STATE:
+            return Held()
         try:
             if base.issuer == self.author and self._complete_to < base.state:
                 # Whoever asks may be cancelled; moves that were taken must be written.
                 await asyncio.shield(self._flush_once())
-            histories = await self._histories(base, frozenset(units))
+            histories = await self._reader.histories(base, {*units, RESULTS_UNIT})
         except StoreUnavailable as error:
             log.warning("facts_not_read", reason=str(error))
             return None
-        found: list[frozenset[RowKey]] = []
-        for history in histories.values():
+        found: dict[UnitId, frozenset[RowKey]] = {}
+        for unit, history in histories.items():
             keys = None if history is None else history.at(base.state)
             if keys is None:
                 return None
-            found.append(keys)
-        # One that stands alone stays the same object, which makes comparing it cheap.
-        return found[0] if len(found) == 1 else frozenset().union(*found)
+            found[unit] = keys
+        results = self._results.of(group_id, found.pop(RESULTS_UNIT))
+        # A unit that stands alone stays the same object, which makes comparing it cheap.
+        rows = [*found.values()]
+        return Held(rows[0] if len(rows) == 1 else frozenset().union(*rows), results)
 
     def _flush_once(self) -> asyncio.Task[None]:
         flushing = asyncio.ensure_future(self.flush())
@@ -207,62 +211,23 @@ class FactKeeper:
         flushing.add_done_callback(self._flushing.discard)
         return flushing
 
-    async def _histories(
-        self, base: ViewVersion, units: frozenset[UnitId]
-    ) -> Mapping[UnitId, UnitHistory | None]:
-        missing = frozenset(u for u in units if self._cached(base, u) is None)
-        if missing:
-            await self._read_once(base.issuer, missing)
-        found: dict[UnitId, UnitHistory | None] = {}
-        for unit in units:
-            cached = self._cached(base, unit)
-            found[unit] = None if cached is None else cached.history
-        return found
-
-    def _cached(self, base: ViewVersion, unit: UnitId) -> _Cached | None:
-        cached = self._cache.get((base.issuer, unit))
-        return cached if cached is not None and cached.complete_to >= base.state else None
-
-    async def _read_once(self, author: int, units: frozenset[UnitId]) -> None:
-        """One reading at a time for all who ask for the same: they come in crowds."""
-        running = self._reading.get((author, units))
-        if running is None:
-            running = asyncio.ensure_future(self._read(author, units))
-            self._reading[author, units] = running
-            running.add_done_callback(lambda _: self._reading.pop((author, units)))
-        await asyncio.shield(running)
-
-    async def _read(self, author: int, units: frozenset[UnitId]) -> None:
-        stored = await self._store.read_facts(author + 1, units)
-        if stored.complete_to is None:
-            return
-        for unit in units:
-            facts = stored.units.get(unit)
-            history = None
-            if facts is not None and _is_covered(facts, stored.complete_to):
-                history = await asyncio.to_thread(UnitHistory.read, facts)
-            self._remember((author, unit), _Cached(stored.complete_to, history))
-
-    def _remember(self, key: tuple[int, UnitId], cached: _Cached) -> None:
-        replaced = self._cache.pop(key, None)
-        self._cache[key] = cached
-        self._cached_keys += _weight(cached) - (0 if replaced is None else _weight(replaced))
-        while self._cached_keys > MAX_CACHED_KEYS and len(self._cache) > 1:
-            _, oldest = self._cache.popitem(last=False)
-            self._cached_keys -= _weight(oldest)
-
-
-def _is_covered(facts: UnitFacts, complete_to: Watermark) -> bool:
-    """Whether the moves that lead back from the members are there."""
-    return facts.checkpoint is None or facts.checkpoint.version <= complete_to
-
 
 def _moved_rows(move: Move) -> int:
     return 1 + len(move.left) + len(move.entered)
 
 
-def _weight(cached: _Cached) -> int:
-    history = cached.history
-    if history is None:
-        return 1
-    return 1 + len(history.keys) + sum(map(_moved_rows, history.moves))
+class _ResultsByGroup:
+    """The last set of mutation results that was asked for, by group: a crowd that comes back asks
+    for the same set, each for its own part of it."""
+
+    def __init__(self) -> None:
+        self._keys: frozenset[RowKey] = frozenset()
+        self._groups: dict[str, list[str]] = {}
+
+    def of(self, group_id: str, keys: frozenset[RowKey]) -> tuple[str, ...]:
+        if keys is not self._keys:
+            self._keys, self._groups = keys, {}
+            for key in keys:
+                prefix, colon, deletion = key.partition(":")
+                self._groups.setdefault(prefix + colon, []).append(deletion)
+        return tuple(self._groups.get(results_prefix(group_id), ()))

@@ -81,10 +81,12 @@ class FullView:
 
 @dataclass(slots=True)
 class Prepared:
-    """Queries hydrated ahead of a reconciliation, and those that cannot be served."""
+    """Queries hydrated ahead of a reconciliation, and those that cannot be served. Without
+    ``rows`` nothing of it is encoded."""
 
     hydrations: list[Hydration] = field(default_factory=list)
     failed: dict[QueryKey, QueryError] = field(default_factory=dict)
+    rows: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +185,7 @@ class FanOut:
         prepared: Prepared,
     ) -> Reconciled:
         queries = self._groups.setdefault(group, _GroupQueries())
-        before = queries.held()
+        before = queries.held() if prepared.rows else {}
         retired = [
             (key, queries.client.pop(key)) for key in [*remove, *add] if key in queries.client
         ]
@@ -198,14 +200,12 @@ class FanOut:
         result = Reconciled(engine.version, set(add) - failed.keys(), failed, [], [], {})
         for key, (query, tables) in internal.items():
             queries.internal[key] = self._join(engine, group, key, query, tables)
-            result.internal[key] = engine.rows(queries.internal[key])
+            if prepared.rows:
+                result.internal[key] = engine.rows(queries.internal[key])
         for hydration in prepared.hydrations:
             engine.drop_unused(hydration.pipeline)
-        after = queries.held()
-        ready = [hydration.encoded for hydration in prepared.hydrations]
-        result.puts = self._encode_new(engine, group, client, before, after, result, ready)
-        gone = {t: rows - after.get(t, set()) for t, rows in before.items()}
-        result.dels = [text for _, _, text in engine.deletions(client, gone)]
+        if prepared.rows:
+            self._add_rows(engine, group, client, before, prepared, result)
         for key, subscription in retired:
             self._leave(engine, group, key, subscription)
         for key in result.added:
@@ -214,6 +214,22 @@ class FanOut:
             assert unit is not None
             result.units[key] = unit
         return result
+
+    def _add_rows(
+        self,
+        engine: Engine,
+        group: Group,
+        client: ClientTables,
+        before: Mapping[str, set[int]],
+        prepared: Prepared,
+        result: Reconciled,
+    ) -> None:
+        """The difference to the rows there were ``before``."""
+        after = self._groups[group].held()
+        ready = [hydration.encoded for hydration in prepared.hydrations]
+        result.puts = self._encode_new(engine, group, client, before, after, result, ready)
+        gone = {t: rows - after.get(t, set()) for t, rows in before.items()}
+        result.dels = [text for _, _, text in engine.deletions(client, gone)]
 
     def _encode_new(
         self,

@@ -24,8 +24,9 @@ from view_syncer.bodies import (
     got_body,
     wiping,
 )
+from view_syncer.coalesce import coalesced
 from view_syncer.context import ConnectionContext
-from view_syncer.cvr.facts import RowKey
+from view_syncer.cvr.facts import Held
 from view_syncer.cvr.keeper import RecordKeeper
 from view_syncer.cvr.record import ConfigChange, GroupRecord, QueryHash
 from view_syncer.engine_host import EngineHost
@@ -75,6 +76,9 @@ class GroupView:
         self.cold = True
         # True until the first hydration ever: nobody can hold anything yet.
         self._new = False
+        # Set once rows turned out that cannot be sent: from then on queries that begin show it
+        # themselves, each for itself.
+        self._careful = False
 
     @property
     def running(self) -> Mapping[QueryHash, bytes]:
@@ -88,7 +92,14 @@ class GroupView:
 
     def start(self, tables: ClientTables | None, *, new: bool) -> None:
         """The record is loaded; ``new`` if nobody ever held anything of this group."""
-        self.tables, self._new = tables, new
+        self._new = new
+        if tables is not None:
+            self.use(tables)
+
+    def use(self, tables: ClientTables) -> None:
+        """What the clients declare."""
+        self.tables = tables
+        self._audience.row_keys = tables.row_keys
 
     def on_advance(self, advance: GroupAdvance) -> None:
         self._advances.put(advance)
@@ -100,26 +111,33 @@ class GroupView:
         self._running.clear()
         self._internal_running = False
 
+    def bar(self, version: Watermark) -> bool:
+        """The permissions changed with ``version``: False if no query depends on them. Otherwise a
+        :meth:`reconcile` must follow."""
+        by_permissions = any(q.ast_json is not None for q in self._record.queries.values())
+        return by_permissions and self._advances.bar(version)
+
     def _apply_advance(self, advance: GroupAdvance) -> None:
+        body = self._body_of(advance)
+        # It may be here already, with a client that came from another server.
+        if body is not None and body.size() and body.version > self._audience.version:
+            self._audience.emit(body)
+
+    def _body_of(self, advance: GroupAdvance) -> PokeBody | None:
         update, body = advance.update, advance.shared
         if update.failed:
             # The rest of the update is of no use either: a poke must be complete.
             self.invalidate()
             self._report_failed(update.failed)
             self._on_lost()
-            return
+            return None
         if body is None:
             body = PokeBody(self._facts.version(advance.version))
             self._queries.add_internal(self._record.group_id, update, body)
             if update.dels:
                 body.rows.append(update.dels)
             body.rows.extend(update.puts)
-            if not body.size():
-                return
-            if body.mutations:
-                # Which results a client has is not among the facts.
-                self._record.provable_from = body.version
-        self._audience.emit(body)
+        return body
 
     def _report_failed(self, failed: Mapping[QueryHash, QueryError]) -> None:
         if not report_failed(self._audience, self._record, failed):
@@ -163,6 +181,13 @@ class GroupView:
     ) -> None:
         """Bring the running queries in line with the desired ones and poke the difference.
         ``fresh`` asks the application again for every named query, ``ask=False`` for none."""
+        while not await self._reconcile(context, fresh=fresh, ask=ask):
+            pass
+
+    async def _reconcile(
+        self, context: ConnectionContext | None, *, fresh: bool, ask: bool
+    ) -> bool:
+        """False if the permissions changed too soon: nothing was done then."""
         # Of before the first answer: a loss at any later point voids all of them.
         epoch = self._advances.epoch
         if self._advances.deaf:
@@ -175,7 +200,7 @@ class GroupView:
         )
         wanted = await self._advances.of_engine(resolution, epoch)
         report_rejected(self._audience, self._record, wanted.rejected)
-        await self._apply(wanted, [h for h in self._record.queries if h not in live], epoch)
+        return await self._apply(wanted, [h for h in self._record.queries if h not in live], epoch)
 
     async def catch_up(self) -> None:
         """Bring every connected client to the group's version (§5.5)."""
@@ -187,18 +212,25 @@ class GroupView:
             with self._advances.held():
                 await self._bring(behind, epoch)
 
-    async def _apply(self, wanted: Wanted, expired: list[QueryHash], epoch: int) -> None:
+    async def _apply(self, wanted: Wanted, expired: list[QueryHash], epoch: int) -> bool:
         add = {h: q for h, (key, q) in wanted.queries.items() if self._running.get(h) != key}
         remove = [h for h in self._running if h not in wanted.queries]
         if not (add or remove or expired or self.cold):
-            return
+            self._advances.lift()
+            return True
         assert self.tables is not None
         # Hydrating may take long, so it comes before the hold: pokes of running queries go on.
         urgent = not self.cold
-        async with self._engine.prepared(self._owner, self.tables, add, urgent=urgent) as prepared:
+        # Behind a gap nobody is sent what a query has: everybody is sent a difference, or it all.
+        rows = self._careful or not self._has_gap
+        preparing = self._engine.prepared(self._owner, self.tables, add, urgent=urgent, rows=rows)
+        async with preparing as prepared:
             self._advances.check(epoch)
+            if wanted.permissions != self._queries.permissions_number:
+                return False
             with self._advances.held():
                 await self._switch(wanted, add, remove, expired, prepared, epoch)
+        return True
 
     async def _switch(
         self,
@@ -215,8 +247,7 @@ class GroupView:
             self._engine.reconcile(self._owner, self.tables, add, remove, internal, prepared),
             epoch,
         )
-        self._advances.drain(result.version)
-        self._advances.check(epoch)
+        missed = self._take_barred(wanted, result.version, epoch)
         self._internal_running = True
         for query in remove:
             del self._running[query]
@@ -230,7 +261,10 @@ class GroupView:
         version = self._next_version(result.version)
         added = {query: result.units[query] for query in result.added}
         body = got_body(version, self._record, added, stopped, change)
+        body.add(missed)
         add_rows(body, result, self._queries, self._record.group_id)
+        if missed:
+            body.rows = [coalesced(body.rows, self.tables.row_keys)]
         for query in expired:
             self._record.drop_query(query, change)
         if change:
@@ -238,6 +272,22 @@ class GroupView:
         await self._save_result(change, body)
         if result.failed:
             self._report_failed(result.failed)
+
+    def _take_barred(self, wanted: Wanted, version: Watermark, epoch: int) -> list[PokeBody]:
+        """The queries were switched at ``version``: what was kept back until then is part of the
+        difference. Of rows it adds and that the switch takes away again nothing must remain."""
+        self._advances.drain(version)
+        self._advances.check(epoch)
+        if self._advances.is_barred(version) and (
+            wanted.permissions != self._queries.permissions_number
+        ):
+            # The permissions changed between the question and the answer.
+            self.invalidate()
+            self._on_lost()
+        self._advances.check(epoch)
+        bodies = [self._body_of(advance) for advance in self._advances.take(version)]
+        self._advances.check(epoch)
+        return [body for body in bodies if body is not None]
 
     def _next_version(self, state: Watermark) -> ViewVersion:
         """The version of a poke at the replica's ``state``. An object that did not see how the
@@ -284,9 +334,21 @@ class GroupView:
         for client in clients:
             base = client.base
             if base not in bodies:
-                bodies[base] = await self._body_from(base, epoch)
+                bodies[base] = await self._body_or_care(base, epoch)
             if client.admitted and self._audience.has(client):
                 self._audience.send(client, bodies[base])
+
+    async def _body_or_care(self, base: ViewVersion | None, epoch: int) -> PokeBody:
+        """Rows that cannot be sent are the failure of those queries that have them."""
+        try:
+            return await self._body_from(base, epoch)
+        except QueryError:
+            if self._careful:
+                raise
+            self._careful = True
+            self.invalidate()
+            self._on_lost()
+            raise Superseded from None
 
     async def _body_from(self, base: ViewVersion | None, epoch: int) -> PokeBody:
         held = await self._held(base)
@@ -298,17 +360,20 @@ class GroupView:
             self._reach(view.version, epoch)
             body = full_body(self._audience.version, self._record, view, self._queries)
             return body if base is None else wiping(body)
-        answer = self._engine.difference(self._owner, self.tables, held, base.state)
+        answer = self._engine.difference(self._owner, self.tables, held.rows, base.state)
         view = await self._advances.of_engine(answer, epoch)
         self._reach(view.version, epoch)
-        return difference_body(self._audience.version, self._record, base, view, self._queries)
+        version = self._audience.version
+        return difference_body(version, self._record, base, view, held.results, self._queries)
 
     def _reach(self, version: Watermark, epoch: int) -> None:
         self._advances.drain(version)
         self._advances.check(epoch)
+        if self._advances.is_barred(version):
+            raise Superseded  # the view is of the permissions of before; all are caught up later
 
-    async def _held(self, base: ViewVersion | None) -> frozenset[RowKey] | None:
-        """The rows a client at ``base`` has; None if that cannot be proven."""
+    async def _held(self, base: ViewVersion | None) -> Held | None:
+        """What a client at ``base`` has; None if that cannot be proven."""
         if base is None or base < self._record.provable_from:
             return None
         if not self._record.was_known_at(base):
@@ -320,4 +385,4 @@ class GroupView:
             if query.unit is None:
                 return None
             units.add(query.unit)
-        return await self._facts.held(base, units)
+        return await self._facts.held(base, units, self._record.group_id)

@@ -28,6 +28,9 @@ from zerocache.errors import QueryError
 from zerocache.replica import damage
 from zerocache.zql.shape import Instance
 
+_Key = tuple[int, Instance, ClientTables, bool]
+"""What is computed: identity of the schema, query, client schema, whether rows are encoded."""
+
 
 @dataclass(slots=True)
 class _Running:
@@ -46,17 +49,17 @@ class Hydrator:
         lanes: LaneLimits = LaneLimits(),  # noqa: B008 (immutable)
     ) -> None:
         self._path = path
-        self._readers = ReaderPool(path, max_idle=2 * lanes.quick)
+        self._readers = ReaderPool(path, max_idle=4 * lanes.quick)
         self._limits = limits
         self._lanes: Lanes[Hydration] = Lanes(lanes, Hydration.close, "hydrate")
         # The schema is part of the key by identity: a request of an older one is another request.
-        self._running: dict[tuple[int, Instance, ClientTables], _Running] = {}
+        self._running: dict[_Key, _Running] = {}
         self._holders: dict[Hydration, int] = {}
 
     async def hydrate(self, owner: Hashable, request: HydrationRequest) -> Hydration | QueryError:
         """The query, computed at some commit not older than this call; its error as a value.
         ``owner`` is who asks: owners take turns."""
-        key = (id(request.schema), request.instance, request.client)
+        key = (id(request.schema), request.instance, request.client, request.encoder is not None)
         running = self._running.get(key)
         if running is None:
             running = self._running[key] = self._start(owner, request)
@@ -101,6 +104,6 @@ class Hydrator:
 
         return _Running(self._lanes.submit(owner, work))
 
-    def _forget(self, key: tuple[int, Instance, ClientTables], running: _Running) -> None:
+    def _forget(self, key: _Key, running: _Running) -> None:
         if self._running.get(key) is running:
             del self._running[key]

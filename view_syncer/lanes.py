@@ -81,8 +81,9 @@ class TurnQueue(Generic[T]):
         return None
 
     def discard(self, job: Job[T]) -> None:
-        for owner, jobs in list(self._owners.items()):
-            if job in jobs:
+        for owner in job.owners:
+            jobs = self._owners.get(owner)
+            if jobs is not None and job in jobs:
                 jobs.remove(job)
                 if not jobs:
                     del self._owners[owner]

@@ -59,14 +59,17 @@ class Taken:
 
 def unit_id(pipeline: Pipeline, client: ClientTables) -> UnitId:
     """A fingerprint of what the query asks and how its rows are named. The representation of a
-    shape has all of it, and is the same in every process that runs this version of the code."""
+    shape has all of it, and is the same in every process that runs this version of the code.
+    Internal queries have their name instead, for all versions."""
+    if client.facts_as:
+        return client.facts_as
     text = f"{client.digest}\n{pipeline.instance!r}"
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 class MembershipLog:
-    """See the module docstring. Internal queries have no units: their rows are not rows to
-    clients."""
+    """See the module docstring. Internal queries have no units unless they name one: their rows
+    are not rows to clients."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -86,7 +89,7 @@ class MembershipLog:
 
     def started(self, pipeline: Pipeline, client: ClientTables, version: Watermark) -> None:
         """Somebody follows the unit from ``version`` on. Does nothing if it is known."""
-        if client.custom or (pipeline, client) in self._units:
+        if (client.custom and not client.facts_as) or (pipeline, client) in self._units:
             return
         unit = Unit(unit_id(pipeline, client), pipeline, client, version, self._clock())
         self._units[pipeline, client] = self._by_id[unit.id] = unit

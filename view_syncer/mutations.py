@@ -35,8 +35,7 @@ class Catalog:
         self._queries = queries
 
     async def tables(self) -> Collection[str]:
-        _, _, schema = await self._engine.state()
-        return schema.keys()
+        return self._engine.state.schema.keys()
 
     @property
     def permissions(self) -> Mapping[str, Any] | None:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from view_syncer import wire
+from view_syncer.coalesce import RowKeys, coalesced
 from zerocache.protocol import downstream
 from zerocache.protocol.poke_parts import PokeChunks, PokeParts
 from zerocache.protocol.versions import NEVER, ViewVersion
@@ -43,6 +44,16 @@ class PokeBody:
     # What was made of it for the wire: the frames of its parts, and whole pokes by their base.
     _parts: dict[bool, tuple[bytes, ...]] = field(default_factory=dict)
     _pokes: dict[tuple[ViewVersion | None, bool], tuple[bytes, ...]] = field(default_factory=dict)
+
+    def add(self, bodies: Iterable[PokeBody]) -> None:
+        """Have the effect of ``bodies`` in order, after what is here already."""
+        for body in bodies:
+            self.lmids.update(body.lmids)
+            for client, operations in body.desired.items():
+                self.desired.setdefault(client, []).extend(operations)
+            self.got.extend(body.got)
+            self.rows.extend(body.rows)
+            self.mutations.extend(body.mutations)
 
     def size(self) -> int:
         """Number of patch operations."""
@@ -113,16 +124,12 @@ class PokeBody:
         return frames
 
 
-def merge(version: ViewVersion, bodies: Iterable[PokeBody]) -> PokeBody:
-    """One body that has the effect of ``bodies`` in order."""
+def merge(version: ViewVersion, bodies: Iterable[PokeBody], keys: RowKeys) -> PokeBody:
+    """One body that has the effect of ``bodies`` in order, with one operation for each row;
+    ``keys`` name the rows to the clients."""
     merged = PokeBody(version)
-    for body in bodies:
-        merged.lmids.update(body.lmids)
-        for client, operations in body.desired.items():
-            merged.desired.setdefault(client, []).extend(operations)
-        merged.got.extend(body.got)
-        merged.rows.extend(body.rows)
-        merged.mutations.extend(body.mutations)
+    merged.add(bodies)
+    merged.rows = [coalesced(merged.rows, keys)]
     return merged
 
 

@@ -8,18 +8,19 @@ bookkeeping tables of mutations are watched by two internal queries per group wh
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
+import structlog
 
 from view_syncer.context import ConnectionContext
+from view_syncer.cvr.facts import RESULTS_UNIT
 from view_syncer.cvr.record import QueryHash, QueryRecord
 from view_syncer.engine_host import EngineHost
 from view_syncer.fan_out import GroupUpdate
 from view_syncer.ivm.encode import ClientTables, PatchSql
-from view_syncer.ivm.engine import Engine
 from view_syncer.poke import PokeBody
 from view_syncer.transform import NamedQuery, QueryTransformer, TransformedQuery
 from zerocache.errors import UnsafeIntegerError
@@ -27,6 +28,8 @@ from zerocache.protocol.versions import Watermark
 from zerocache.replica.sql import quote
 from zerocache.zql.ast import ColumnRef, LiteralRef, Query, Simple, parse_query, to_json
 from zerocache.zql.permissions import apply_read_permissions
+
+log = structlog.get_logger(__name__)
 
 LMIDS = "lmids"
 MUTATION_RESULTS = "mutationResults"
@@ -36,10 +39,12 @@ MAX_SAFE_INTEGER = 2**53 - 1
 @dataclass(slots=True)
 class Wanted:
     """``queries``: per hash a key that names the AST (equal key, equal AST) and the AST.
-    ``rejected``: bodies of ``transformError`` entries for queries that do not run."""
+    ``rejected``: bodies of ``transformError`` entries for queries that do not run. ``permissions``
+    numbers those it was made with (:attr:`QuerySource.permissions_number`)."""
 
     queries: dict[QueryHash, tuple[bytes, Query]] = field(default_factory=dict)
     rejected: dict[QueryHash, dict[str, Any]] = field(default_factory=dict)
+    permissions: int = 0
 
 
 class QuerySource:
@@ -54,33 +59,64 @@ class QuerySource:
         self._results = _internal_tables(
             MUTATION_RESULTS, self._mutations_table, _MUTATION_PUT, _MUTATION_DEL
         )
+        self._all_results = replace(
+            _internal_tables("all results", self._mutations_table, _RESULT_KEY, _RESULT_KEY),
+            facts_as=RESULTS_UNIT,
+        )
+        self._permissions = _internal_tables(
+            _PERMISSIONS, self._permissions_table, _PERMISSIONS_PUT, "''"
+        )
         self.permissions: dict[str, Any] | None = None
+        # Grows whenever they change.
+        self.permissions_number = 0
+        self._permissions_known = asyncio.Event()
         self._version = Watermark("00")
         self._version_changed = asyncio.Event()
 
     # -- permissions ---------------------------------------------------------------------------
 
-    async def watch_permissions(self, engine: EngineHost) -> None:
+    async def watch(self, engine: EngineHost) -> None:
         """Have the engine report changes of the permissions row as updates of this object, and
-        read it. Without such a table in the replica nothing is readable by ad-hoc queries."""
-        table = self._permissions_table
-        _, _, schema = await engine.state()
-        if table in schema:
-            tables = _internal_tables("permissions", table, _PERMISSIONS, _PERMISSIONS)
-            query = Query(table=table)
-            await engine.reconcile(self, tables, {}, (), {"permissions": (query, tables)})
-        await self.reload_permissions(engine)
+        read it. Without such a table in the replica nothing is readable by ad-hoc queries. And
+        have it remember which mutation results there were, for :meth:`add_gone_results`."""
+        number = self.permissions_number
+        watched = {
+            name: (Query(table=table), tables)
+            for name, table, tables in (
+                (_PERMISSIONS, self._permissions_table, self._permissions),
+                ("results", self._mutations_table, self._all_results),
+            )
+            if table in engine.state.schema
+        }
+        result = await engine.reconcile(self, self._permissions, {}, (), watched)
+        if self.permissions_number == number:  # or they were forgotten, or changed, meanwhile
+            self._set_permissions(result.internal.get(_PERMISSIONS, ()))
 
-    async def reload_permissions(self, engine: EngineHost) -> None:
-        rows = await engine.read(self._read_permissions)
-        self.permissions = msgspec.json.decode(rows) if rows else None
+    def forget_permissions(self) -> None:
+        """The engine started over: nothing can be said of them before the next :meth:`watch`."""
+        self.permissions_number += 1
+        self._permissions_known.clear()
 
-    def _read_permissions(self, engine: Engine) -> str | None:
-        if self._permissions_table not in engine.schema:
-            return None
-        sql = f"SELECT permissions FROM {quote(self._permissions_table)}"  # noqa: S608 (quoted)
-        row = engine.db.execute(sql).fetchone()
-        return None if row is None else str(row[0]) if row[0] is not None else None
+    def take_permissions(self, update: GroupUpdate) -> bool:
+        """An advance of the engine for this object; whether it changes the permissions. They then
+        hold for all that the advance brings."""
+        patch = update.internal.get(_PERMISSIONS)
+        if patch is None and _PERMISSIONS not in update.failed:
+            return False
+        self._set_permissions([] if patch is None else patch.puts)
+        return True
+
+    def _set_permissions(self, rows: Sequence[str]) -> None:
+        """There is one row at most; one that makes no sense allows nothing."""
+        permissions = None
+        if rows:
+            try:
+                permissions = msgspec.json.decode(rows[-1], type=dict[str, Any] | None)
+            except msgspec.DecodeError as error:
+                log.error("permissions_unreadable", reason=str(error))
+        self.permissions = permissions
+        self.permissions_number += 1
+        self._permissions_known.set()
 
     # -- versions ------------------------------------------------------------------------------
 
@@ -97,6 +133,8 @@ class QuerySource:
 
     async def wait_for_version(self, state: Watermark, timeout_s: float) -> bool:
         """Until the engine has reached ``state``; False if it did not in time."""
+        if self._version >= state:
+            return True
         try:
             async with asyncio.timeout(timeout_s):
                 while self._version < state:
@@ -121,8 +159,26 @@ class QuerySource:
         fresh: bool = False,
         ask: bool = True,
     ) -> Wanted:
-        """The ASTs of ``queries``. Named ones that run already are only asked for again when
-        ``fresh``: their key is kept. Without ``ask`` the application is not called at all."""
+        """The ASTs of ``queries``, by the permissions of now. Named ones that run already are only
+        asked for again when ``fresh``: their key is kept. Without ``ask`` the application is not
+        called at all."""
+        while True:
+            await self._permissions_known.wait()
+            number = self.permissions_number
+            wanted = await self._resolve(queries, context, running, fresh=fresh, ask=ask)
+            if number == self.permissions_number:
+                wanted.permissions = number
+                return wanted
+
+    async def _resolve(
+        self,
+        queries: Mapping[QueryHash, QueryRecord],
+        context: ConnectionContext | None,
+        running: Mapping[QueryHash, bytes],
+        *,
+        fresh: bool,
+        ask: bool,
+    ) -> Wanted:
         wanted = Wanted()
         named: list[NamedQuery] = []
         for query_hash, record in queries.items():
@@ -176,6 +232,13 @@ class QuerySource:
             body.mutations.extend(text.encode() for _, _, text in patch.dels)
             body.mutations.extend(text.encode() for text in patch.puts)
 
+    def add_gone_results(
+        self, held: Iterable[str], rows: Mapping[str, list[str]], body: PokeBody
+    ) -> None:
+        """Delete the mutation results that somebody has and that are no longer among ``rows``."""
+        there = {_decode_put(put).mutation.id for put in rows.get(MUTATION_RESULTS, ())}
+        body.mutations.extend(key.encode() for key in held if _decode_del(key).id not in there)
+
     def add_internal_rows(
         self, group_id: str, rows: Mapping[str, list[str]], body: PokeBody
     ) -> None:
@@ -187,7 +250,8 @@ class QuerySource:
 _UNCHANGED = Query(table="")
 """Stands for the AST of a query whose key says that it runs already."""
 
-_PERMISSIONS = "hash"
+_PERMISSIONS = "permissions"
+_PERMISSIONS_PUT = "coalesce(permissions, 'null')"
 _CLIENT_ROW = 'json_array("clientID", "lastMutationID")'
 _MUTATION_ID = "json_object('clientID', \"clientID\", 'id', \"mutationID\")"
 _MUTATION_PUT = (
@@ -195,6 +259,24 @@ _MUTATION_PUT = (
     f"json_object('id', {_MUTATION_ID}, 'result', json(\"result\")))"
 )
 _MUTATION_DEL = f"json_object('op', 'del', 'id', {_MUTATION_ID})"
+_RESULT_KEY = f"hex(\"clientGroupID\") || ':' || {_MUTATION_DEL}"
+
+
+class _MutationId(msgspec.Struct, frozen=True):
+    client_id: str = msgspec.field(name="clientID")
+    id: int = 0
+
+
+class _Result(msgspec.Struct, frozen=True):
+    id: _MutationId
+
+
+class _ResultPut(msgspec.Struct, frozen=True):
+    mutation: _Result
+
+
+_decode_put = msgspec.json.Decoder(_ResultPut).decode
+_decode_del = msgspec.json.Decoder(_Result).decode
 
 
 def _add_lmids(rows: Any, body: PokeBody) -> None:

@@ -24,7 +24,7 @@ async def require_schema(
     """The generation of the replica that has all that ``client`` declares; raises
     ``SchemaVersionNotSupported``, or ``ServerOverloaded`` while something of it is being copied."""
     try:
-        return await _check(engine, client, internal_schemas)
+        return _check(engine, client, internal_schemas)
     except ClientFacingError:
         unfinished = await engine.read(lambda e: load_unfinished(e.db))
         waiting = [
@@ -33,7 +33,7 @@ async def require_schema(
         ]  # fmt: skip
         if not waiting:
             # It may have been filled between the two looks.
-            return await _check(engine, client, internal_schemas)
+            return _check(engine, client, internal_schemas)
         raise ClientFacingError(
             "ServerOverloaded",
             f"After a change of the database's schema the server is copying {', '.join(waiting)}; "
@@ -43,9 +43,9 @@ async def require_schema(
         ) from None
 
 
-async def _check(
+def _check(
     engine: EngineHost, client: ClientSchema, internal_schemas: Collection[str]
 ) -> Watermark:
-    _, replica_version, replica = await engine.state()
-    check_client_schema(client, replica, internal_schemas)
-    return replica_version
+    replica = engine.state
+    check_client_schema(client, replica.schema, internal_schemas)
+    return replica.replica_version

@@ -365,6 +365,7 @@ class Worker:
         self._queries.set_version(advance.version)
         if advance.reset:
             # Before any task gets an answer of the engine that no longer knows the groups.
+            self._queries.forget_permissions()
             for group in self._all_groups():
                 group.invalidate()
             self._spawn(self._rebuild())
@@ -372,10 +373,13 @@ class Worker:
         self._facts.advanced()
         shared: dict[tuple[int, ...], PokeBody] = {}
         version = self._facts.version(advance.version)
+        own = advance.updates.get(self._queries)
+        if own is not None and self._queries.take_permissions(own):
+            # Before any group sends rows of this advance.
+            for group in self._all_groups():
+                group.permissions_changed(advance.version)
         for reader, update in advance.updates.items():
-            if reader is self._queries:
-                self._spawn(self._permissions_changed())
-            elif isinstance(reader, ClientGroup):
+            if isinstance(reader, ClientGroup):
                 body = _shared_body(version, update, shared)
                 try:
                     reader.on_advance(advance.version, update, body)
@@ -384,14 +388,8 @@ class Worker:
                     reader.abandon(error)
 
     async def _sync_with_engine(self) -> None:
-        version, _, _ = await self._engine.state()
-        self._queries.set_version(version)
-        await self._queries.watch_permissions(self._engine)
-
-    async def _permissions_changed(self) -> None:
-        await self._queries.reload_permissions(self._engine)
-        for group in self._all_groups():
-            group.schedule(group.settle())
+        self._queries.set_version(self._engine.state.version)
+        await self._queries.watch(self._engine)
 
     async def _rebuild(self) -> None:
         await self._sync_with_engine()

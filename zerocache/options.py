@@ -219,12 +219,17 @@ class Change(Group):
     db: PostgresUrl = option(
         "", "Database for the recent change log.", secret=True, derived="ZERO_UPSTREAM_DB"
     )
-    max_conns: Whole = option(5, "Connections to the change database.", ge=1, inert=True)
+    max_conns: Whole = option(
+        5,
+        "Accepted without effect: the change log is stored over one connection, in as large "
+        "batches as it takes to keep up.",
+        ge=1,
+    )
     statement_timeout_ms: Number = option(
         20_000, "Limit on change-log statements.", ge=0, hidden=True
     )
     log_batch_size: Whole = option(
-        2000, "Rows per change-log INSERT.", ge=1, hidden=True, inert=True
+        2000, "Rows (of up to 256 KiB) per COPY into the change log.", ge=1, hidden=True
     )
 
 

@@ -23,7 +23,10 @@ class ChangeStreamer(Group):
         0, "Port of the change streamer.", ge=0, le=65535, derived="ZERO_PORT + 1", inert=True
     )
     startup_delay_ms: Number = option(
-        15_000, "Wait before taking over the replication slot.", ge=0, inert=True
+        15_000,
+        "Accepted without effect: on a single node nobody is served before the replication slot "
+        "is taken over, so it is taken over at once.",
+        ge=0,
     )
     address: str | None = option(
         None, "Advertised address.", hidden=True, inert=True, deprecated=_ADDRESS_REPLACEMENT
@@ -35,7 +38,11 @@ class ChangeStreamer(Group):
         ("eth", "en"), "Network interfaces to advertise, by prefix.", hidden=True, inert=True
     )
     back_pressure_limit_heap_proportion: Number = option(
-        0.04, "Queue budget as a share of the memory limit.", ge=0, le=1
+        0.04,
+        "What may wait for the change database, as a share of the memory limit; at least 4 MiB "
+        "and never more than 64 MiB, the rest waits upstream.",
+        ge=0,
+        le=1,
     )
     flow_control_consensus_padding_seconds: Number = option(
         1, "Extra wait for slow subscribers.", inert=True

@@ -33,7 +33,6 @@ class Count:
     kills: int = 0
     cuts: int = 0
     connections: int = 0
-    results_left: int = 0
 
 
 @dataclass(frozen=True)

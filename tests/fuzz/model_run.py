@@ -310,12 +310,7 @@ class Episode:
         problem = self._difference(seen, expected)
         if seen.last_mutation_ids != ids:
             problem += f"\n  last mutation ids {seen.last_mutation_ids}, expected {ids}"
-        left_over = seen.results - results
-        if left_over and left_over <= self._upstream.acknowledged:
-            # A crash may keep a returning client from hearing that a result was deleted that it
-            # acknowledged itself; see RecordKeeper.touch.
-            self._count.results_left += 1
-        elif seen.results != results:
+        if seen.results != results:
             problem += f"\n  mutation results {seen.results ^ results} differ"
         if problem:
             where = f"{seen.tab.id} at {seen.cookie}, beat {seen.beat}, got {sorted(seen.got)}"

@@ -64,8 +64,6 @@ class Upstream:
     def __init__(self, url: str, app_id: str) -> None:
         self.beat = 0
         self._app = app_id
-        # (client, id) of results that clients have seen and that were deleted for that.
-        self.acknowledged: set[tuple[str, int]] = set()
         self._written = threading.Condition()
         self._db = psycopg.connect(url, autocommit=True)
         self._db.execute(world.SCHEMA)
@@ -136,14 +134,12 @@ class Upstream:
             )
         elif row[0] % 3 == 0:
             # As after an acknowledgement.
-            deleted = self._db.execute(
-                sql.SQL(
-                    'DELETE FROM {} WHERE "clientGroupID" = %s AND "clientID" = %s '
-                    'RETURNING "clientID", "mutationID"'
-                ).format(results),
+            self._db.execute(
+                sql.SQL('DELETE FROM {} WHERE "clientGroupID" = %s AND "clientID" = %s').format(
+                    results
+                ),
                 [group, client],
             )
-            self.acknowledged.update(deleted.fetchall())
 
     def _give_up_all(self) -> None:
         """Such statements wait for all readers, and TRUNCATE changes older snapshots too."""

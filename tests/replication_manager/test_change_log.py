@@ -13,6 +13,7 @@ import psycopg
 import pytest
 
 from replication_manager.change_db import ChangeDb, LogState
+from replication_manager.change_log import QUEUE_BYTES_AT_MOST, queue_bytes
 from replication_manager.segments import read_messages
 from replication_manager.verify import verify
 from tests.conftest import PostgresCluster, destroy_cluster, make_cluster
@@ -212,38 +213,54 @@ def test_the_log_may_live_on_another_server_that_goes_away(
     assert set(applied(replicator)) <= set(stored)
 
 
+@pytest.mark.parametrize(
+    ("share", "rows", "row_bytes", "at_most"),
+    [(0, 100_000, 500, 50_000), (1, 20_000, 8_000, QUEUE_BYTES_AT_MOST // 8_000 * 1.25)],
+    ids=["least", "all of the memory"],
+)
 def test_memory_is_bounded_while_the_change_database_stands_still(
     new_replicator: NewReplicator,
     run_sql: RunSql,
     database: str,
     other: PostgresCluster,
     postgres: PostgresCluster,
+    share: float,
+    rows: int,
+    row_bytes: int,
+    at_most: float,
 ) -> None:
     run_sql("CREATE TABLE big (id int PRIMARY KEY, t text)")
     replicator = new_replicator(
         change={"db": other.url},
-        change_streamer={"back_pressure_limit_heap_proportion": 0},
+        change_streamer={"back_pressure_limit_heap_proportion": share},
     )
     replicator.start()
     told = confirmed(replicator, postgres)
     cdc = f'"{replicator.config.cdc_schema}"'
     with psycopg.connect(other.url) as blocker:
         blocker.execute(f'LOCK TABLE {cdc}."replicationState" IN ACCESS EXCLUSIVE MODE'.encode())
-        for start in range(0, 100_000, 5_000):
+        for start in range(0, rows, rows // 20):
             run_sql(
-                "INSERT INTO big SELECT i, repeat('x', 500) "
-                f"FROM generate_series({start}, {start + 4999}) i"
+                f"INSERT INTO big SELECT i, repeat('x', {row_bytes}) "
+                f"FROM generate_series({start}, {start + rows // 20 - 1}) i"
             )
         replicator.wait_until(lambda: "replication_waits_for_change_db" in replicator.log())
         # The replica has some of it, upstream was told nothing of that.
-        assert 0 < replicator.rows("SELECT count(*) FROM big")[0][0] < 50_000
+        assert 0 < replicator.rows("SELECT count(*) FROM big")[0][0] < at_most
         assert confirmed(replicator, postgres) < told + 100_000
         assert replicator.process is not None
         status = Path(f"/proc/{replicator.process.pid}/status").read_text()
         peak_kb = next(int(line.split()[1]) for line in status.splitlines() if "VmHWM" in line)
-        assert peak_kb < 200_000
+        assert peak_kb < 200_000 + queue_bytes(share, 2**40) // 1024
     replicator.catch_up()
-    assert compare(replicator) >= 100_000
+    assert compare(replicator) >= rows
+
+
+def test_much_memory_is_no_reason_to_queue_much() -> None:
+    mib = 1024 * 1024
+    assert queue_bytes(0.04, 24 * 1024 * mib) == QUEUE_BYTES_AT_MOST == 64 * mib
+    assert queue_bytes(0.04, 512 * mib) < 21 * mib
+    assert queue_bytes(0.04, mib) == 4 * mib
 
 
 def test_a_lost_change_database_costs_no_replica(

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import psycopg
 import pytest
@@ -134,6 +134,27 @@ def test_a_transaction_that_is_not_complete_is_not_in_the_log(
     assert store.stored == 20
     parts = reader.parts_after(Lsn(0), Lsn(100))
     assert list(read_messages(parts)) == transaction(20, relation(1), row(1, 5000))
+
+
+def test_a_write_holds_no_more_rows_than_allowed(
+    db: ChangeDb,
+    open_db: Callable[..., ChangeDb],
+    start: Callable[..., ChangeStore],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    written: list[int] = []
+    write = db.write
+
+    def counting(parts: Sequence[Part]) -> None:
+        written.append(len(parts))
+        write(parts)
+
+    monkeypatch.setattr(db, "write", counting)
+    store = start(batch_rows=3)
+    store.put([part for lsn in range(20, 30) for part in one(lsn)])
+    assert store.drain(WAIT_S)
+    assert written == [3, 3, 3, 1]
+    assert watermarks(open_db()) == list(range(20, 30))
 
 
 def test_an_idle_position_is_stored_before_it_is_acknowledged(

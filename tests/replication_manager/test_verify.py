@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 
 import apsw
 import pytest
 
+from replication_manager import verify as module
 from replication_manager.verify import (
     EXIT_DIFFERENT,
     EXIT_EQUAL,
@@ -19,6 +21,7 @@ from tests.replication_manager.harness import Replicator
 from tests.replication_manager.test_crash import TABLES, write_load
 from zerocache import cli
 from zerocache.errors import ReplicationError
+from zerocache.protocol.versions import Lsn
 
 _SCRIPT = """
 CREATE SCHEMA other;
@@ -126,12 +129,25 @@ def test_changes_under_way_are_no_differences(
     assert [(one.table, one.key) for one in found] == [("account", (("id", 99),))]
 
 
-def test_another_schema_is_a_difference(running: Replicator, run_sql: RunSql) -> None:
+def test_another_schema_is_a_difference(
+    running: Replicator, run_sql: RunSql, monkeypatch: pytest.MonkeyPatch
+) -> None:
     running.stop()
     run_sql("CREATE TABLE late (id int PRIMARY KEY)")
-    lines = _printed(running)
+    lines: list[str] = []
+    marks: list[Lsn] = []
+
+    def marking(url: str, mark: Callable[[str], Lsn] = module._mark) -> Lsn:
+        marks.append(mark(url))
+        return marks[-1]
+
+    monkeypatch.setattr(module, "_mark", marking)
+    verdict = verify(running.config.upstream.db, running.file, wait_s=0)
+    print_verdict(verdict, show_values=False, write=lines.append)
     assert lines[0] == "schema: table late was added"
     assert lines[-1].endswith("1 difference")
+    # A replica that stands still is waited for once.
+    assert len(marks) == 1
 
 
 def test_a_replica_that_stands_still_cannot_be_compared(running: Replicator) -> None:

@@ -77,3 +77,39 @@ async def test_answer_of_the_present_epoch_is_given() -> None:
     answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     answer.set_result(7)
     assert await queue.of_engine(answer, queue.epoch) == 7
+
+
+def test_barred_advances_wait_until_somebody_makes_something_of_them() -> None:
+    queue, applied = recorded()
+    assert queue.bar(Watermark("02"))
+    assert queue.bar(Watermark("04"))  # the earlier one still stands
+    for version in ("01", "02", "03", "05"):
+        queue.put(advance(version))
+    queue.drain(None)
+    assert applied == ["01"]
+    assert queue.take(Watermark("01")) == []
+    with queue.held():
+        assert [taken.version for taken in queue.take(Watermark("03"))] == ["02", "03"]
+        assert applied == ["01"]
+    assert applied == ["01", "05"]
+
+
+def test_lifted_bar_lets_everything_through_in_order() -> None:
+    queue, applied = recorded()
+    queue.bar(Watermark("01"))
+    queue.put(advance("01"))
+    with queue.held():
+        queue.lift()
+        queue.put(advance("02"))
+        assert applied == []
+    assert applied == ["01", "02"]
+
+
+def test_void_ends_a_bar_and_allows_none() -> None:
+    queue, applied = recorded()
+    queue.bar(Watermark("01"))
+    queue.void()
+    assert not queue.bar(Watermark("01"))
+    queue.deaf = False
+    queue.put(advance("02"))
+    assert applied == ["02"]

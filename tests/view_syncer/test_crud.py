@@ -110,7 +110,6 @@ async def deployed(server: Server, rules: Any) -> None:
     await watcher.connect()
     version = server.replica.deploy_permissions(rules, digest)
     await server.worker._queries.wait_for_version(version, 10)  # type: ignore[arg-type]
-    await server.worker._queries.reload_permissions(server.worker._engine)
     watcher.close()
 
 

@@ -221,7 +221,7 @@ async def test_replaced_file_is_opened_and_everything_starts_over(
 async def test_failing_job_fails_its_caller_and_the_thread_lives(host: EngineHost) -> None:
     with pytest.raises(ZeroDivisionError):
         await host.read(lambda _: 1 / 0)
-    assert (await host.state())[1] == "01"
+    assert await host.read(lambda engine: engine.replica_version) == "01"
 
 
 async def test_engine_that_breaks_is_reported(replica: Replica) -> None:
@@ -241,7 +241,7 @@ async def test_file_that_is_missing_for_a_moment_is_waited_for(
 ) -> None:
     moved = replica.path.rename(replica.path.with_name("moved.db"))
     host.notify()
-    await host.state()
+    await host.read(lambda engine: engine.version)  # behind the advance
     moved.rename(replica.path)
     assert listener.fatal == []
 

@@ -44,7 +44,8 @@ async def test_members_of_a_later_version_are_not_written_without_what_leads_the
     original = engine.members
 
     async def late(unit: str) -> Any:
-        await client.wait_cookie(replica.write(delete_task("a")))
+        if "a" in client.titles:
+            await client.wait_cookie(replica.write(delete_task("a")))
         return await original(unit)
 
     monkeypatch.setattr(engine, "members", late)
@@ -87,16 +88,16 @@ async def test_who_asks_and_goes_away_takes_no_moves_along(
     unit = server.group().inspected().record.queries[ALL_TASKS.hash].unit
     gate = threading.Event()
     blocked = asyncio.ensure_future(server.worker._engine.read(lambda _: gate.wait(10)))
-    asking = asyncio.ensure_future(facts.held(base, [unit]))
+    asking = asyncio.ensure_future(facts.held(base, [unit], "g"))
     await until(facts._lock.locked)
     asking.cancel()
     await asyncio.wait([asking])
     gate.set()
     await blocked
     await facts.flush()
-    keys = await facts.held(base, [unit])
-    assert keys is not None
-    assert len(keys) == 2
+    held = await facts.held(base, [unit], "g")
+    assert held is not None
+    assert len(held.rows) == 2
 
 
 async def test_silent_keeper_does_not_hoard(replica: Replica, server: Server) -> None:
@@ -117,7 +118,7 @@ async def test_moves_of_units_that_are_too_large_are_not_kept(
     await written_down(server)
     await client.wait_cookie(replica.write(delete_task("a")))
     membership = server.worker._engine._membership
-    assert [unit.pending for unit in membership._by_id.values()] == [[]]
+    assert all(unit.pending == [] for unit in membership._by_id.values())
     assert (await server.worker._engine.take_moves()).moves == {}
 
 

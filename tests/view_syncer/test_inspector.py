@@ -267,5 +267,5 @@ async def test_with_automatic_indexes_off_nobody_asks(serve: Serve) -> None:
     async with serve(SCAN_ROWS, auto_indexes=False) as server:
         await server.connected(page)
         server.worker._engine.examine_plans()
-        await server.worker._engine.state()  # behind every examination
+        await server.worker._engine.read(lambda engine: engine.version)  # behind every examination
         assert server.worker._index_requests._task is None

@@ -18,6 +18,7 @@ from zerocache.protocol.versions import NEVER, ViewVersion, Watermark, lexi_enco
 SCHEMA = ClientSchema(
     {"t": TableSchema({"id": {"type": "string"}, "v": {"type": "number"}}, ["id"])}
 )
+KEYS = {"t": ("id",)}
 IDS = st.sampled_from("abcd")
 
 
@@ -105,7 +106,7 @@ def test_one_merged_poke_has_the_effect_of_all(
     assert missed is not None
     newest = bodies[-1].version
     if cut_base != newest:
-        play(at_once, cut_base, merge(newest, missed))
+        play(at_once, cut_base, merge(newest, missed, KEYS))
     assert late.rows == every.rows
     assert late.got == every.got
     assert {c: q for c, q in late.desired.items() if q} == {
@@ -156,7 +157,7 @@ def test_version_between_two_bodies_gets_the_later_one() -> None:
 def test_merging_does_not_change_what_is_merged() -> None:
     first = PokeBody(version(1), desired={"c": [downstream.put_query("q")]})
     second = PokeBody(version(2), desired={"c": [downstream.del_query("q")]})
-    merge(version(2), [first, second])
+    merge(version(2), [first, second], KEYS)
     assert first.size() == second.size() == 1
 
 

@@ -67,6 +67,15 @@ async def returned(server: Server, state: SyncState, client_id: str | None = Non
     return client
 
 
+async def ended(client: TestClient) -> Exception:
+    """What ends a connection, whenever that is."""
+    try:
+        await client.connect()
+    except ServerError as error:
+        return error
+    return await client.wait_closed()
+
+
 async def written_down(server: Server) -> None:
     """Until all that runs now can be looked up by whoever comes back."""
     facts: FactKeeper = server.worker._facts
@@ -106,6 +115,27 @@ async def test_after_a_restart_without_changes_no_row_is_sent(
         again = await returned(restarted, client.state, client.client_id)
         assert ops(again) == []
         assert set(again.titles) == {"a", "b", "c"}
+
+
+async def test_a_row_that_cannot_be_sent_after_a_restart_is_the_failure_of_its_query_alone(
+    replica: Replica, server: Server
+) -> None:
+    """sync-protocol.md §10 #28"""
+    await server.connected(ALL_TASKS)
+    other = await server.connected(task_where(title="A"))
+    await server.stop()
+    replica.write(put_task("big", title="big", n=2**53), edit_task("a", done=1))
+    async with serving(replica, server.config) as restarted:
+        again = await returned(restarted, other.state, other.client_id)
+        await again.wait_for(lambda: again.state.table("task")["a",]["done"] is True)
+        assert set(again.titles) == {"a"}
+        assert again.state.got == {task_where(title="A").hash}
+        error = await ended(restarted.client(ALL_TASKS))
+        assert isinstance(error, ServerError)
+        assert error.kind == "Internal"
+        version = replica.write(edit_task("a", title="A", done=0))
+        await again.wait_cookie(version)
+        assert again.state.table("task")["a",]["done"] is False
 
 
 async def test_every_earlier_cookie_can_be_returned_to_another_server(

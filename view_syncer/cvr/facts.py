@@ -22,6 +22,15 @@ from view_syncer.cvr.store import UnitFacts
 from zerocache.protocol.versions import Watermark
 
 RowKey = str
+RESULTS_UNIT = "mutationResults"
+"""The unit of the mutation results of all groups; a key is the group's :func:`results_prefix` and
+the deletion of one result."""
+
+
+def results_prefix(group_id: str) -> str:
+    return f"{group_id.encode().hex().upper()}:"
+
+
 T = TypeVar("T")
 
 
@@ -49,6 +58,14 @@ def pack(value: Members | Sequence[Move]) -> bytes:
 
 def _unpack(body: bytes, kind: type[T]) -> T:
     return msgspec.msgpack.decode(zlib.decompress(body), type=kind)
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What a client has: rows, and mutation results, each as the operation that deletes it."""
+
+    rows: frozenset[RowKey] = frozenset()
+    results: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,6 @@ class RecordKeeper:
         self.clock = TtlClock(asyncio.get_running_loop().time)
         # The version the store has; a save must find it there.
         self._stored = NEVER
-        self._provable_from = NEVER
         self._read_at = NEVER
 
     def note_read(self, state: Watermark) -> None:
@@ -41,7 +40,6 @@ class RecordKeeper:
     async def load(self) -> GroupRecord:
         self.record = record = await self._store.load(self.record.group_id)
         self._stored = record.version
-        self._provable_from = record.provable_from
         self.clock.load(record.ttl_clock_ms)
         return record
 
@@ -62,21 +60,17 @@ class RecordKeeper:
         record.note_author(self._author, version, self._read_at)
         await self._store.save(record, change, self._stored)
         self._stored = version
-        self._provable_from = record.provable_from
         self.clock.saved_ms = record.ttl_clock_ms
 
     async def touch(self) -> None:
-        """Write down how far the TTL clock is, and what can no longer be proven. A failure costs
-        queries nothing but a longer life, and a client the end of a mutation result that it has
-        seen; so it is only logged."""
+        """Write down how far the TTL clock is. A failure costs queries nothing but a longer life;
+        so it is only logged."""
         now_ms = self.clock.now_ms()
         if not self.record.exists or now_ms == self.clock.saved_ms:
             return
         try:
-            if self.record.provable_from != self._provable_from:
-                await self.save(ConfigChange(meta=True), self._stored)
             await self._store.touch(self.record.group_id, now_ms)
-        except (StoreUnavailable, ConcurrentModification) as error:
+        except StoreUnavailable as error:
             log.warning("touch_failed", clientGroupID=self.record.group_id, reason=str(error))
         else:
             self.clock.saved_ms = now_ms

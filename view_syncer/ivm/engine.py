@@ -125,13 +125,17 @@ class Engine:
         """Which indexes the statements of a pipeline use, and which they miss."""
         return examine(pipeline.plan, self._current.db, pipeline.params)
 
-    def request(self, query: Query, client: ClientTables) -> HydrationRequest | Pipeline:
-        """The pipeline of ``query`` if it runs, else what a hydration elsewhere needs to know."""
+    def request(
+        self, query: Query, client: ClientTables, *, rows: bool = True
+    ) -> HydrationRequest | Pipeline:
+        """The pipeline of ``query`` if it runs, else what a hydration elsewhere needs to know. With
+        ``rows`` it is to encode them too."""
         instance = lift(query, self.schema, client.row_keys)
         running = self._pipelines.get(instance)
         if running is not None:
             return running
-        return HydrationRequest(self._plan(instance), instance, self.schema, client)
+        encoder = self.encoder(client) if rows else None
+        return HydrationRequest(self._plan(instance), instance, self.schema, client, encoder)
 
     def adopt(self, hydration: Hydration) -> None:
         """Take in a pipeline that was hydrated elsewhere, brought to :attr:`version`.
@@ -232,21 +236,21 @@ class Engine:
                 puts.extend(texts[rowid] for rowid in usable)
                 left -= usable
             missing[table] = left
-        puts.extend(self._encoder(client).puts(self._current.db, missing))
+        puts.extend(self.encoder(client).puts(self._current.db, missing))
         return puts
 
     def deletions(
         self, client: ClientTables, rows: Mapping[str, set[int]]
     ) -> list[tuple[str, int, str]]:
         """A ``del`` for each of ``rows`` (by table), at :attr:`version`."""
-        encoder = self._encoder(client)
+        encoder = self.encoder(client)
         return encoder.dels(self._current.db, rows)
 
     def keys_by_row(
         self, client: ClientTables, rows: Mapping[str, set[int]]
     ) -> dict[str, dict[int, str]]:
         """What names each of ``rows`` to clients: its ``del``, by table and rowid."""
-        return self._encoder(client).keys_by_row(self._current.db, rows)
+        return self.encoder(client).keys_by_row(self._current.db, rows)
 
     def changed_since(self, table: str, rowids: set[int], version: Watermark) -> set[int]:
         """Those of ``rowids`` whose content may differ from what it was at ``version``."""
@@ -378,12 +382,13 @@ class Engine:
         patches: dict[ClientTables, RowPatch] = {}
         for client in self._clients[pipeline]:
             try:
-                patches[client] = self._encoder(client).delta(old.db, new.db, delta)
+                patches[client] = self.encoder(client).delta(old.db, new.db, delta)
             except QueryError as error:
                 result.failed[pipeline, client] = error
         result.patches[pipeline] = patches
 
-    def _encoder(self, client: ClientTables) -> Encoder:
+    def encoder(self, client: ClientTables) -> Encoder:
+        """Made once per client schema; may be used on any thread."""
         encoder = self._encoders.get(client)
         if encoder is None:
             encoder = self._encoders[client] = Encoder(client, self.schema)

@@ -51,7 +51,8 @@ class HydrationCancelled(Exception):
 
 @dataclass(eq=False, slots=True)
 class Hydration:
-    """A pipeline at the version of ``reader``, which stays pinned until :meth:`close`."""
+    """A pipeline at the version of ``reader``, which stays pinned until :meth:`close`. Others may
+    have it pinned too: only the engine's thread may read by it."""
 
     pipeline: Pipeline
     schema: ReplicaSchema
@@ -60,17 +61,19 @@ class Hydration:
     readers: ReaderPool
 
     def close(self) -> None:
-        self.readers.give_back(self.reader)
+        self.readers.unpin(self.reader)
 
 
 @dataclass(slots=True)
 class HydrationRequest:
-    """``plan`` and ``instance`` must stem from ``schema``. Set ``cancelled`` to give up."""
+    """``plan``, ``instance`` and ``encoder`` must stem from ``schema``. Set ``cancelled`` to give
+    up. Without ``encoder`` the rows are not encoded: not everybody needs to be sent them."""
 
     plan: Plan
     instance: Instance
     schema: ReplicaSchema
     client: ClientTables
+    encoder: Encoder | None = None
     cancelled: threading.Event = field(default_factory=threading.Event)
 
 
@@ -92,13 +95,14 @@ def hydrate(
         with watch:
             pipeline.hydrate(reader.db)
             reach(Place.MID_HYDRATION)
-            encoder = Encoder(request.client, request.schema)
-            encoded = EncodedRows(reader.version, encoder.puts_by_row(reader.db, pipeline.rows()))
+            encoded = EncodedRows(reader.version, {})
+            if request.encoder is not None:
+                encoded.tables = request.encoder.puts_by_row(reader.db, pipeline.rows())
         reader.db.set_progress_handler(None)
     except BaseException:
         reader.close()
         raise
-    return Hydration(pipeline, request.schema, reader, encoded, readers)
+    return Hydration(pipeline, request.schema, readers.pin(reader), encoded, readers)
 
 
 class _Watch:

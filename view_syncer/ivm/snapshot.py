@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Hashable
 from pathlib import Path
 
 from view_syncer.ivm.encode import register_functions
@@ -32,6 +33,11 @@ class SnapshotReader:
         self.version, self.replica_version = state.version, state.replica_version
         self.log_pos, self.log_floor = state.log_pos, state.log_floor
 
+    @property
+    def commit(self) -> Hashable:
+        """Names what the reader sees; equal for readers that see the same."""
+        return self.inode, self.replica_version, self.version, self.log_pos, self.log_floor
+
     def end(self) -> None:
         if self.db.in_transaction:
             self.db.execute("COMMIT")
@@ -43,13 +49,16 @@ class SnapshotReader:
 
 class ReaderPool:
     """Readers for one snapshot after another: opening one parses the whole schema and starts with
-    an empty statement cache. May be used from any thread; a reader belongs to one at a time."""
+    an empty statement cache. May be used from any thread; a reader belongs to one at a time, and
+    one that is pinned to those who agreed on a thread that reads."""
 
     def __init__(self, path: Path, max_idle: int) -> None:
         self._path = path
         self._max_idle = max_idle
         self._lock = threading.Lock()
         self._idle: list[SnapshotReader] = []
+        # Of each commit that is held on to: the reader that does it, and for how many.
+        self._pinned: dict[Hashable, tuple[SnapshotReader, int]] = {}
 
     def take(self) -> SnapshotReader:
         """A reader without a snapshot, of the file that is there now."""
@@ -68,6 +77,26 @@ class ReaderPool:
                 self._idle.append(reader)
                 return
         reader.close()
+
+    def pin(self, reader: SnapshotReader) -> SnapshotReader:
+        """Hold on to what ``reader`` sees until :meth:`unpin`, by the reader that is returned. All
+        who pin the same commit share one: a crowd of hydrations needs few connections."""
+        with self._lock:
+            pinned, holders = self._pinned.get(reader.commit, (reader, 0))
+            self._pinned[reader.commit] = pinned, holders + 1
+        if pinned is not reader:
+            self.give_back(reader)
+        return pinned
+
+    def unpin(self, reader: SnapshotReader) -> None:
+        """The last who does ends the snapshot."""
+        with self._lock:
+            _, holders = self._pinned[reader.commit]
+            if holders > 1:
+                self._pinned[reader.commit] = reader, holders - 1
+                return
+            del self._pinned[reader.commit]
+        self.give_back(reader)
 
     def close(self) -> None:
         while (reader := self._pop()) is not None:

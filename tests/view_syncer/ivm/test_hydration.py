@@ -76,7 +76,7 @@ class Fetched:
 
     def __init__(self, engine: Engine) -> None:
         self.rows: set[int] = set()
-        encoder = engine._encoder(ALL)
+        encoder = engine.encoder(ALL)
         puts = encoder.puts
 
         def counted(db: apsw.Connection, rows: dict[str, set[int]]) -> list[str]:
