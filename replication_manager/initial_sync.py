@@ -39,7 +39,7 @@ from zerocache.postgres.introspection import read_published_schema
 from zerocache.postgres.shard import ShardNames
 from zerocache.postgres.validation import check_schema
 from zerocache.replica.bulk import BulkLoader
-from zerocache.replica.copy_text import decode_rows
+from zerocache.replica.copy_text import decode_fields
 from zerocache.replica.layout import ReplicaConfig
 from zerocache.replica.published import PublishedSchema, PublishedTable
 from zerocache.replica.types import TextDecoder, column_decoder
@@ -185,7 +185,11 @@ def _copy(
 
     def store(table: PublishedTable, lines: bytes, count: int) -> None:
         try:
-            loader.insert_rows(table.wire_name, decode_rows(lines, decoders[table.oid]))
+            if table.columns:
+                values = decode_fields(lines, decoders[table.oid])
+                loader.insert_values(table.wire_name, values)
+            else:
+                loader.insert_rows(table.wire_name, [()] * count)
         except (ValueError, apsw.TooBigError) as error:
             raise refused(error, table.wire_name) from None
         progress.add(table, count, len(lines) + 1)

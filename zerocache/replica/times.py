@@ -9,12 +9,14 @@ None.
 from __future__ import annotations
 
 import re
-from datetime import date, datetime
+from datetime import UTC, date, datetime, timedelta
 
 _DAY_MS = 86_400_000
 _DAY_US = _DAY_MS * 1_000
 _EPOCH_ORDINAL = date(1970, 1, 1).toordinal()
 _EPOCH = datetime(1970, 1, 1)
+_EPOCH_UTC = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
 _INFINITIES = frozenset({"infinity", "-infinity"})
 _STAMP = re.compile(
     r"(\d{4,})-(\d\d)-(\d\d)"
@@ -38,15 +40,12 @@ def decode_date(text: str) -> int | None:
 
 def decode_timestamp(text: str) -> int | float | None:
     """timestamp and timestamptz: milliseconds since the epoch, microseconds as a fraction."""
-    if text[-3:] == "+00":
-        # Connections run in UTC, and without an offset the standard library is faster.
-        text = text[:-3]
-    moment = None
-    if len(text) <= 26 and text[4] == "-" and text[-1] != "C":
+    if text[-3:] == "+00" and text[4] == "-":
+        # Connections run in UTC.
+        micros = (datetime.fromisoformat(text) - _EPOCH_UTC) // _MICROSECOND
+    elif len(text) <= 26 and text[4] == "-" and text[-1] != "C":
         moment = datetime.fromisoformat(text)
-    if moment is not None and moment.tzinfo is None:
-        span = moment - _EPOCH
-        micros = (span.days * 86_400 + span.seconds) * 1_000_000 + span.microseconds
+        micros = (moment - (_EPOCH if moment.tzinfo is None else _EPOCH_UTC)) // _MICROSECOND
     else:
         parsed = _parse_stamp(text)
         if parsed is None:
