@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -60,8 +61,8 @@ class ClientTables:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ClientTables) and other.digest == self.digest
 
-    @property
-    def row_keys(self) -> dict[str, tuple[str, ...]]:
+    @cached_property
+    def row_keys(self) -> Mapping[str, tuple[str, ...]]:
         return {name: table.key for name, table in self.tables.items()}
 
 
