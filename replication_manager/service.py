@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import apsw
+import msgspec
 import psycopg
 import structlog
 
@@ -216,6 +217,7 @@ class ReplicationService:
             if not is_transient(error) or waited_s > _STARTUP_PATIENCE_S:
                 raise error
             self._callbacks.progress(f"waiting for the upstream database: {error}")
+        self._metrics.count("replication.interruptions")
         log.warning("replication_interrupted", reason=str(error), retry_s=self._backoff_s)
 
     def _wait_for_space(self, error: Exception) -> None:
@@ -274,11 +276,15 @@ class ReplicationService:
             claimed=self._watch_slot,
         )
         self._leave_slot()
+        result = "error"
         try:
             run_initial_sync(settings, self._stop)
+            result = "success"
         except BaseException:
             self._leave_slot()
             raise
+        finally:
+            self._metrics.count("replication.initial_sync_runs", result=result)
         return_free_memory()
         self._resync_reason = None
         self._memory = SchemaMemory()
@@ -389,6 +395,7 @@ class ReplicationService:
             "lsn": None if version is None else lsn_to_text(lsn_from_watermark(version)),
             "slot": None if health is None else {**asdict(health), "problem": health.problem},
             "metrics": metrics,
+            "series": msgspec.to_builtins(self._metrics.series()),
             "changeLog": {"changeLogSize": metrics.get(LOG_BYTES)},
         }
 

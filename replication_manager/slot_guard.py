@@ -18,7 +18,7 @@ import structlog
 
 from replication_manager.background import BackgroundConnection
 from replication_manager.lag_reports import LagReports
-from replication_manager.slot_health import STATUSES, SlotHealth, SlotHistory
+from replication_manager.slot_health import STATUSES, WAL_STATUSES, SlotHealth, SlotHistory
 from zerocache.errors import ResyncRequired
 from zerocache.metrics import Metrics
 
@@ -104,7 +104,10 @@ class SlotGuard:
         gauge = self._metrics.gauge
         for status in STATUSES:
             gauge("replication.slot_health", status == health.status, status=status)
+        for status in WAL_STATUSES:
+            gauge("replication.slot_wal_status", status == health.wal_status, status=status)
         gauge("replication.slot_active", health.active)
+        gauge("replication.slot_inactive_seconds", health.inactive_s(time.time()))
         gauge("replication.slot_retained_wal_bytes", health.retained_bytes)
         gauge("replication.slot_lag_bytes", health.lag_bytes)
         gauge("replication.slot_lag_seconds", round(health.lag_s, 3))

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from zerocache.protocol.versions import lsn_from_text
 
 STATUSES = ("ok", "unreserved", "lost", "missing", "unknown")
 """Values of the metric ``replication.slot_health``."""
+WAL_STATUSES = ("reserved", "extended", "unreserved", "lost")
+"""Values of the metric ``replication.slot_wal_status``."""
 WARN_SHARE = 0.25
 """Warn when less than this share of the WAL that may be kept is left."""
 
@@ -35,6 +38,12 @@ class SlotHealth:
     safe_bytes: int | None
     inactive_since: str | None
     invalidation_reason: str | None
+
+    def inactive_s(self, now_s: float) -> float:
+        """For how long nobody has used the slot; 0 if the server does not say."""
+        if self.active or self.inactive_since is None:
+            return 0.0
+        return max(0.0, now_s - datetime.fromisoformat(self.inactive_since).timestamp())
 
     @property
     def problem(self) -> str | None:

@@ -19,7 +19,12 @@ from psycopg.conninfo import make_conninfo
 from psycopg.errors import error_from_result
 
 from replication_manager.signals import StopSignal
-from zerocache.postgres.connection import connection_parameters, explain
+from zerocache.postgres.connection import (
+    connection_parameters,
+    explain,
+    inactivity_limit_s,
+    silence,
+)
 from zerocache.protocol.versions import Lsn, lsn_from_text, lsn_to_text
 
 # Values arrive as text, so everything that shapes text is pinned.
@@ -95,8 +100,10 @@ class ReplicationConnection:
     def _next_result(self) -> pq.abc.PGresult | None:
         while self._pgconn.flush():
             self._stop.wait(0.01)
+        limit_s = inactivity_limit_s()
         while self._pgconn.is_busy():
-            self._stop.wait_readable(self, timeout_s=None)
+            if not self._stop.wait_readable(self, timeout_s=limit_s) and limit_s is not None:
+                raise StreamEnded(silence(limit_s))
             self._consume()
         return self._pgconn.get_result()
 

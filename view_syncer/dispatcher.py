@@ -30,7 +30,8 @@ from view_syncer.http_head import (
     parse_head,
     response,
 )
-from view_syncer.statz import StatzGroup, answer_statz, default_groups, is_admin
+from view_syncer.metrics import answer_metrics, node_series
+from view_syncer.statz import StatzGroup, answer_statz, default_groups, is_admin, unauthorized
 from zerocache.config import Config
 from zerocache.control import HandOff
 from zerocache.errors import ConfigurationError
@@ -194,6 +195,8 @@ class Dispatcher:
                     return self._readiness(head_only)
                 case "/statz":
                     return await self._statz(request)
+                case "/metrics":
+                    return await self._metrics(request)
         return error_response(
             HTTPStatus.NOT_FOUND, f"Route {request.method}:{request.path} not found"
         )
@@ -215,9 +218,17 @@ class Dispatcher:
         if admin and self._replication_figures is not None:
             replication = dict(await self._replication_figures())
             change_log = replication.pop("changeLog", {})
+            replication.pop("series", None)  # the same, for /metrics
             groups["replication"] = lambda: replication
             groups["changeLog"] = lambda: change_log
         return await asyncio.to_thread(answer_statz, request, self._config, groups)
+
+    async def _metrics(self, request: RequestHead) -> bytes:
+        if not is_admin(request.headers.get("authorization"), self._config):
+            return unauthorized()
+        workers = await self._worker_figures() if self._worker_figures else {}
+        replication = await self._replication_figures() if self._replication_figures else {}
+        return answer_metrics(request, node_series(workers, replication))
 
 
 async def peek_head(sock: socket.socket, max_bytes: int) -> bytes | None:

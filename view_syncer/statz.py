@@ -54,11 +54,7 @@ def default_groups(config: Config) -> dict[str, StatzGroup]:
 def answer_statz(request: RequestHead, config: Config, groups: Mapping[str, StatzGroup]) -> bytes:
     """The whole HTTP answer. May touch the disk: call it from a thread."""
     if not is_admin(request.headers.get("authorization"), config):
-        return response(
-            HTTPStatus.UNAUTHORIZED,
-            b"Unauthorized",
-            headers={"WWW-Authenticate": 'Basic realm="zerocache statz"'},
-        )
+        return unauthorized()
     wanted = [name for name in request.query.get("group", "").split(",") if name]
     unknown = [name for name in wanted if name not in groups]
     figures = {name: _evaluate(groups[name]) for name in wanted or groups if name in groups}
@@ -76,6 +72,15 @@ def is_admin(authorization: str | None, config: Config) -> bool:
     if config.admin_password is None:
         return config.development and not given
     return given is not None and hmac.compare_digest(given.encode(), config.admin_password.encode())
+
+
+def unauthorized() -> bytes:
+    """Asks for the password."""
+    return response(
+        HTTPStatus.UNAUTHORIZED,
+        b"Unauthorized",
+        headers={"WWW-Authenticate": 'Basic realm="zerocache statz"'},
+    )
 
 
 def _basic_password(authorization: str | None) -> str | None:

@@ -8,9 +8,21 @@ have few values. Updating one costs a dictionary access and never waits.
 from __future__ import annotations
 
 import threading
-from typing import TypeAlias
+from collections.abc import Iterable
+from typing import Literal, TypeAlias
+
+import msgspec
 
 Attributes: TypeAlias = tuple[tuple[str, str], ...]
+
+
+class Series(msgspec.Struct, frozen=True):
+    """One number as it was at some moment."""
+
+    name: str
+    kind: Literal["counter", "gauge"]
+    attributes: Attributes
+    value: int | float
 
 
 class Metrics:
@@ -32,14 +44,46 @@ class Metrics:
         with self._lock:
             self._gauges[(name, tuple(sorted(attributes.items())))] = value
 
+    def series(self) -> list[Series]:
+        """Every series, sorted by name."""
+        with self._lock:
+            return sorted(
+                [
+                    *(Series(name, "counter", at, v) for (name, at), v in self._counters.items()),
+                    *(Series(name, "gauge", at, v) for (name, at), v in self._gauges.items()),
+                ],
+                key=lambda series: (series.name, series.attributes),
+            )
+
     def snapshot(self) -> dict[str, float]:
         """Every series as ``name{key=value,…}`` and its value, sorted by name."""
-        with self._lock:
-            values = {**self._counters, **self._gauges}
-        return {_label(*series): value for series, value in sorted(values.items())}
+        return {_label(one.name, one.attributes): one.value for one in self.series()}
 
 
 def _label(name: str, attributes: Attributes) -> str:
     if not attributes:
         return name
     return f"{name}{{{','.join(f'{key}={value}' for key, value in attributes)}}}"
+
+
+def prometheus_text(series: Iterable[Series]) -> str:
+    """The text format of Prometheus; those of one name must follow each other."""
+    lines: list[str] = []
+    told = ""
+    for one in series:
+        name = prometheus_name(one.name)
+        if name != told:
+            told = name
+            lines.append(f"# TYPE {name} {one.kind}")
+        labels = ",".join(f'{key}="{_escaped(value)}"' for key, value in one.attributes)
+        number = f"{one.value:d}" if isinstance(one.value, int) else repr(one.value)
+        lines.append(f"{name}{{{labels}}} {number}" if labels else f"{name} {number}")
+    return "".join(f"{line}\n" for line in lines)
+
+
+def prometheus_name(name: str) -> str:
+    return "zero_" + name.replace(".", "_").replace("-", "_")
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

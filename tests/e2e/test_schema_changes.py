@@ -31,6 +31,20 @@ HARMLESS = (
     ("ALTER TABLE issues ALTER rank TYPE bigint",),
     ("ALTER TABLE issues ALTER rank TYPE numeric USING rank * 2 + 0.5",),
     ("ALTER TABLE comments ALTER body TYPE varchar(200) USING upper(body)",),
+    # No type changes here, only values, which are not in the stream.
+    ("ALTER TABLE issues ALTER title TYPE text USING upper(title) || '?'",),
+    ("UPDATE issues SET title = lower(title)",
+     "ALTER TABLE issues ALTER title TYPE text USING title || 'x', ALTER open TYPE bool"
+     " USING NOT open", "UPDATE issues SET title = title || 'y' WHERE open"),
+    # The column for which rows are read again is gone before they are.
+    ("ALTER TABLE issues ADD brief text DEFAULT md5(random()::text)",
+     "ALTER TABLE issues ALTER title TYPE text USING title || 'z'",
+     "ALTER TABLE issues DROP brief"),
+    # No client sees the column for which rows are read again.
+    ("ALTER TABLE issues ADD span interval DEFAULT random() * interval '1 day'",
+     "ALTER TABLE issues ALTER title TYPE text USING title || 'w'"),
+    ("ALTER TABLE issues DROP span",),
+    ("DO $$ BEGIN ALTER TABLE comments ALTER body TYPE varchar(200) USING reverse(body); END $$",),
     ("ALTER TABLE comments ALTER likes DROP NOT NULL", "ALTER TABLE teams ADD UNIQUE (name)"),
     ("UPDATE issues SET extra = 9", "ALTER TABLE issues DROP COLUMN extra",
      "UPDATE issues SET open = NOT open"),

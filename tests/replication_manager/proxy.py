@@ -46,8 +46,8 @@ class Proxy:
             while True:
                 for source in select.select([ours, theirs], [], [])[0]:
                     data = source.recv(65536)
-                    if generation != self._generation:
-                        return  # it stays open, and nothing passes
+                    if data and generation != self._generation:
+                        continue  # it stays open, and nothing passes
                     if not data:
                         other[source].shutdown(socket.SHUT_WR)
                         return

@@ -70,6 +70,12 @@ def test_slot_lag_and_position_are_shown(
     assert metrics["replication.slot_health{status=lost}"] == 0
     assert 0 <= metrics["replication.last_total_lag"] < 30_000
     assert metrics["replication.stored_bytes"] > 0
+    assert metrics["replication.slot_wal_status{status=reserved}"] == 1
+    assert metrics["replication.slot_inactive_seconds"] >= 0
+    assert metrics["replication.initial_sync_runs{result=success}"] == 1
+    kinds = {one["name"]: one["kind"] for one in shown["series"]}
+    assert kinds["replication.slot_lag_bytes"] == "gauge"
+    assert kinds["replication.stored_bytes"] == "counter"
     assert "/" in shown["lsn"]
 
 

@@ -65,3 +65,10 @@ def test_a_slot_that_is_gone_is_told() -> None:
     health = SlotHistory("s").judge(None, "0/1", 0.0)
     assert health.status == "missing"
     assert health.problem is not None
+
+
+def test_inactivity_counts_from_when_the_server_says() -> None:
+    since = "2026-01-01T00:00:00.5+00:00"
+    assert look(active=False, inactive_since=since).inactive_s(1_767_225_630.5) == 30
+    assert look(active=True, inactive_since=since).inactive_s(1_767_225_630.5) == 0
+    assert look(active=False).inactive_s(1_767_225_630.5) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import resource
 import socket
@@ -10,6 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import msgspec
 import pytest
 import xxhash
 
@@ -17,6 +19,7 @@ from view_syncer.dispatcher import Dispatcher, worker_of
 from zerocache.config import Config
 from zerocache.control import HandOff
 from zerocache.errors import ConfigurationError
+from zerocache.metrics import Metrics
 
 UPGRADE = "Host: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n"
 
@@ -56,7 +59,7 @@ class Workers:
 
 @asynccontextmanager
 async def serving(workers: Workers, **given: Any) -> AsyncIterator[Dispatcher]:
-    names = ("head_timeout_s", "on_keepalive", "replication_figures")
+    names = ("head_timeout_s", "on_keepalive", "replication_figures", "worker_figures")
     options = {name: given.pop(name) for name in names if name in given}
     dispatcher = Dispatcher(config(**given), hand_over=workers.hand_over, **options)
     dispatcher.bind()
@@ -242,6 +245,55 @@ async def test_statz_shows_what_the_replication_process_says_of_itself() -> None
             "replication": {"lsn": "0/10", "slot": {"status": "ok"}},
             "changeLog": {"changeLogSize": 5},
         }
+
+
+async def _replication() -> dict[str, Any]:
+    metrics = Metrics()
+    metrics.gauge("replication.slot_lag_bytes", 512)
+    metrics.count("replication.initial_sync_runs", result="success")
+    return {"lsn": "0/10", "series": msgspec.to_builtins(metrics.series())}
+
+
+async def _workers() -> dict[str, Any]:
+    return {
+        "total": {"connections": 3},
+        "sync-worker-0": {"pid": 1, "connections": 3, "messagesRefused": 2, "version": "1a"},
+        "sync-worker-1": {"pid": 2, "state": "no answer"},
+    }
+
+
+async def test_metrics_of_all_processes_are_shown_to_prometheus() -> None:
+    options = {"replication_figures": _replication, "worker_figures": _workers}
+    async with serving(Workers(), **options) as dispatcher:
+        status, body = await http(dispatcher.port, "GET /metrics HTTP/1.1\r\n\r\n")
+        assert status == "HTTP/1.1 200 OK"
+        assert body.splitlines() == [
+            "# TYPE zero_replication_initial_sync_runs counter",
+            'zero_replication_initial_sync_runs{result="success"} 1',
+            "# TYPE zero_replication_slot_lag_bytes gauge",
+            "zero_replication_slot_lag_bytes 512",
+            "# TYPE zero_server_up gauge",
+            'zero_server_up{worker="replication"} 1',
+            'zero_server_up{worker="sync-worker-0"} 1',
+            'zero_server_up{worker="sync-worker-1"} 0',
+            "# TYPE zero_sync_messages_refused counter",
+            'zero_sync_messages_refused{worker="sync-worker-0"} 2',
+            "# TYPE zero_sync_websocket_open_connections gauge",
+            'zero_sync_websocket_open_connections{worker="sync-worker-0"} 3',
+        ]
+        _, body = await http(dispatcher.port, "GET /metrics?format=json HTTP/1.1\r\n\r\n")
+        assert json.loads(body)["zero_server_up{worker=sync-worker-1}"] == 0
+
+
+async def test_metrics_want_the_password_in_production() -> None:
+    given = {"development": False, "admin_password": "p", "worker_figures": _workers}
+    async with serving(Workers(), **given) as dispatcher:
+        status, body = await http(dispatcher.port, "GET /metrics HTTP/1.1\r\n\r\n")
+        assert (status, body) == ("HTTP/1.1 401 Unauthorized", "Unauthorized")
+        password = "Authorization: Basic " + base64.b64encode(b"any:p").decode()
+        status, body = await http(dispatcher.port, f"GET /metrics HTTP/1.1\r\n{password}\r\n\r\n")
+        assert status == "HTTP/1.1 200 OK"
+        assert "zero_server_up" in body
 
 
 # --- bounds ---

@@ -2,8 +2,9 @@
 
 Owns how a connection is opened (name, time limits, keepalives) and how an error of the server or
 of the network becomes a :class:`ConfigurationError` that says what to do. It never retries: who
-wants a retry asks :func:`is_transient`. Invariant: no message made here contains a password, even
-if the URL could not be parsed.
+wants a retry asks :func:`is_transient`. Invariants: no message made here contains a password, even
+if the URL could not be parsed; nobody waits for an answer from a network that has fallen silent,
+however alive what lies between us and the server seems to the kernel.
 """
 
 from __future__ import annotations
@@ -11,17 +12,21 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import time
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
-from psycopg import sql
+from psycopg import pq, sql
+from psycopg.abc import PQGen
 from psycopg.conninfo import conninfo_to_dict
 
 from zerocache.errors import ConfigurationError
 
 CONNECT_TIMEOUT_S = 10
+INACTIVITY_VARIABLE = "ZERO_PG_SOCKET_INACTIVITY_TIMEOUT"
+_INACTIVITY_MS = 120_000.0
 UNREACHABLE = "ZC120"
 AUTHENTICATION = "ZC121"
 UNKNOWN_DATABASE = "ZC122"
@@ -117,6 +122,64 @@ def connection_parameters(url: str, purpose: str) -> dict[str, Any]:
     return {**parameters, "application_name": f"zero-{purpose}"}
 
 
+def inactivity_limit_s() -> float | None:
+    """How long an answer may be silent (no byte, in either direction); None for ever."""
+    text = os.environ.get(INACTIVITY_VARIABLE, "").strip()
+    try:
+        limit_ms = float(text) if text else _INACTIVITY_MS
+    except ValueError as error:
+        raise ConfigurationError(
+            f"{INACTIVITY_VARIABLE} is {text!r}: it must be a number of milliseconds, 0 for no "
+            "limit"
+        ) from error
+    return limit_ms / 1_000 if limit_ms > 0 else None
+
+
+def silence(limit_s: float) -> psycopg.OperationalError:
+    """The error for a connection that was given up."""
+    return psycopg.OperationalError(
+        f"no answer for {limit_s:.0f} s, and nothing else either: the connection is given up "
+        f"({INACTIVITY_VARIABLE} sets the limit)"
+    )
+
+
+_Result = TypeVar("_Result")
+_Row = TypeVar("_Row")
+
+
+class WatchedConnection(psycopg.Connection[_Row]):
+    """Gives up an answer that is silent for :func:`inactivity_limit_s`; it is closed then.
+
+    Keepalives do not see that: a proxy answers them, whether or not it has anybody behind it. To
+    wait for notifications is not to wait for an answer.
+    """
+
+    def wait(self, gen: PQGen[_Result], *args: Any, **kwargs: Any) -> _Result:
+        return super().wait(self._watched(gen), *args, **kwargs)
+
+    def _watched(self, gen: PQGen[_Result]) -> PQGen[_Result]:
+        limit_s = inactivity_limit_s()
+        wanted = None
+        heard_s = time.monotonic()
+        ready: Any = None
+        while True:
+            try:
+                wanted = gen.send(ready)
+            except StopIteration as end:
+                return end.value  # type: ignore[no-any-return]
+            ready = yield wanted
+            if ready:
+                heard_s = time.monotonic()
+            elif limit_s is not None and time.monotonic() - heard_s >= limit_s:
+                self._give_up(limit_s)
+
+    def _give_up(self, limit_s: float) -> None:
+        if self.pgconn.transaction_status == pq.TransactionStatus.ACTIVE:
+            # Whoever cleans up after this must not wait for it once more.
+            self.pgconn.finish()
+            raise silence(limit_s)
+
+
 def connect(
     url: str,
     purpose: str,
@@ -127,7 +190,7 @@ def connect(
     """Open a connection named ``zero-<purpose>``; failures are raised as :func:`explain` says."""
     parameters = connection_parameters(url, purpose)
     try:
-        connection = psycopg.connect(**parameters, autocommit=True)
+        connection = WatchedConnection.connect(**parameters, autocommit=True)
         connection.execute(_settings_query(settings))
     except psycopg.Error as error:
         raise explain(error, url, f"connecting for {purpose}") from error

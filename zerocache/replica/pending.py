@@ -27,10 +27,6 @@ class Pending(msgspec.Struct, frozen=True, kw_only=True):
     whole: bool = False
     columns: tuple[int, ...] = ()
 
-    @property
-    def hides_something(self) -> bool:
-        return self.whole or bool(self.columns)
-
     def hidden_columns(self, facts: TableFacts) -> frozenset[str]:
         """Names of the columns hidden inside a table that is shown."""
         return frozenset(c.name for c in facts.table.columns if c.position in self.columns)

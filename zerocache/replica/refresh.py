@@ -15,7 +15,7 @@ nothing of the old one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import apsw
@@ -77,20 +77,26 @@ class RowWatch:
 
 
 class TableRefresh:
-    """Passes over one table. ``silent``: what readers can see does not change, so rows get neither
-    log entries nor a new version; a reset ends the backfill anyway.
+    """Passes over one table. ``hidden``: columns that readers do not see, None if they see nothing
+    of the table. Only what they see is worth a log entry and a new version: a reset shows the rest
+    at the end.
 
     * :meth:`begin`, :meth:`apply` and :meth:`finish` run inside an open transaction of the writer;
     * the facts never change: after a schema change a new object is needed.
     """
 
     def __init__(
-        self, connection: apsw.Connection, log: ChangeLog, facts: TableFacts, *, silent: bool
+        self,
+        connection: apsw.Connection,
+        log: ChangeLog,
+        facts: TableFacts,
+        *,
+        hidden: Collection[str] | None,
     ) -> None:
         self.facts = facts
         self._cursor = connection.cursor()
         self._log = log
-        self._silent = silent
+        self._silent = hidden is None
         key = identity_key(facts) or row_key(facts)
         # Without a key rows cannot be matched. If upstream has no way to change them either, there
         # are only inserts, whose versions say whether the snapshot has them.
@@ -109,11 +115,12 @@ class TableRefresh:
             f"INSERT INTO {self._quoted} "  # noqa: S608 - quoted
             f"({quote_all([*names, VERSION_COLUMN])}) VALUES ({placeholders(len(names) + 1)})"
         )
-        version = "" if silent else f", {quote(VERSION_COLUMN)} = ?"
+        self._shown = [at for at, name in enumerate(names) if name not in (hidden or ())]
         assignments = ", ".join(f"{quote(name)} = ?" for name in names)
-        self._update = (
-            f"UPDATE {self._quoted} SET {assignments}{version} "  # noqa: S608 - quoted
-            "WHERE _rowid_ = ?"
+        # Without and with a new version.
+        self._update, self._update_seen = (
+            f"UPDATE {self._quoted} SET {assignments}{version} WHERE _rowid_ = ?"  # noqa: S608
+            for version in ("", f", {quote(VERSION_COLUMN)} = ?")
         )
         self._unique = [
             [names.index(name) for name in index.column_names]
@@ -153,7 +160,7 @@ class TableRefresh:
             rowid, version, *stored = answer[0]
             if not self._is_kept(rowid, version):
                 if not _same(stored, row):
-                    self._change(rowid, row)
+                    self._change(rowid, stored, row)
                 watch.settle(rowid)
 
     def finish(self) -> bool:
@@ -195,15 +202,22 @@ class TableRefresh:
         self.watch.settle(rowid)
         self._record(rowid, "s")
 
-    def _change(self, rowid: int, row: Sequence[SQLiteValue]) -> None:
-        bindings = [*row] if self._silent else [*row, self._log.open_version()]
+    def _change(
+        self, rowid: int, stored: Sequence[SQLiteValue], row: Sequence[SQLiteValue]
+    ) -> None:
+        before, now = ([values[at] for at in self._shown] for values in (stored, row))
+        seen = not self._silent and not _same(before, now)
+        update, bindings = self._update, [*row, rowid]
+        if seen:
+            update, bindings = self._update_seen, [*row, self._log.open_version(), rowid]
         try:
-            self._cursor.execute(self._update, [*bindings, rowid])
+            self._cursor.execute(update, bindings)
         except apsw.ConstraintError:
             if not self._make_room(row, spared=rowid):
                 return
-            self._cursor.execute(self._update, [*bindings, rowid])
-        self._record(rowid, "s")
+            self._cursor.execute(update, bindings)
+        if seen:
+            self._record(rowid, "s")
 
     def _make_room(self, row: Sequence[SQLiteValue], spared: int | None) -> bool:
         """Remove outdated rows that share a unique key with ``row``; False if a kept one does."""

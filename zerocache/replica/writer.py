@@ -175,9 +175,9 @@ class ReplicaWriter:
         """Begin to watch the stream's changes of a table whose rows will be read again."""
         self.stop_refresh()
         facts = next(facts for facts in self._tables.values() if facts.table.oid == oid)
-        self._refresh = TableRefresh(
-            self._connection, self._log, facts, silent=self._pending[oid].hides_something
-        )
+        pending = self._pending[oid]
+        hidden = None if pending.whole else pending.hidden_columns(facts)
+        self._refresh = TableRefresh(self._connection, self._log, facts, hidden=hidden)
         for relation in self._relations.values():
             if relation.table == facts.table.wire_name:
                 relation.watch = self._refresh.watch
