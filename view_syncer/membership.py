@@ -97,6 +97,8 @@ class MembershipLog:
         self._on_record: set[UnitId] = set()
         # The same for those that do not run any more, in the order in which they ended.
         self._ended: dict[UnitId, _Ended] = {}
+        # Those of them of which it was not yet written that nothing is known any further.
+        self._open_ended: set[UnitId] = set()
         self._forgotten: list[UnitId] = []
         # Moves of units that ended before they were taken.
         self._orphans: dict[UnitId, list[Move]] = {}
@@ -118,7 +120,9 @@ class MembershipLog:
         if ended is None:
             return
         self._on_record.add(unit.id)
-        if ended.known_to != version:
+        open_ended = unit.id in self._open_ended
+        self._open_ended.discard(unit.id)
+        if open_ended and ended.known_to != version:
             # Or what is on record would be taken to lead up to here.
             unit.pending.append(Move(version, [], [], begins=True))
             self._dirty.add(unit)
@@ -134,6 +138,7 @@ class MembershipLog:
         if unit.id in self._on_record:
             self._on_record.discard(unit.id)
             self._ended[unit.id] = _Ended(known_to, self._clock())
+            self._open_ended.add(unit.id)
             self._orphans.setdefault(unit.id, []).extend(unit.pending)
 
     def id_of(self, pipeline: Pipeline, client: ClientTables) -> UnitId | None:
@@ -173,7 +178,15 @@ class MembershipLog:
             moves.setdefault(unit.id, []).extend(unit.pending)
             unit.pending = []
             self._dirty.discard(unit)
+        self._close_ended(version, moves)
         return Taken(version, moves, forgotten)
+
+    def _close_ended(self, version: Watermark, moves: dict[UnitId, list[Move]]) -> None:
+        """What is written now is complete up to ``version``, for good. Of units that ended before
+        it says that they were not followed so far: one may begin again at this very version."""
+        for unit_id in [u for u in self._open_ended if self._ended[u].known_to != version]:
+            moves.setdefault(unit_id, []).append(Move(version, [], [], begins=True))
+            self._open_ended.discard(unit_id)
 
     def _take_forgotten(self, keep_ended_s: float) -> list[UnitId]:
         forgotten, self._forgotten = self._forgotten, []
@@ -182,6 +195,7 @@ class MembershipLog:
             if len(self._ended) <= MAX_ENDED and self._clock() - ended.at_s < keep_ended_s:
                 break
             del self._ended[unit_id]
+            self._open_ended.discard(unit_id)
             self._orphans.pop(unit_id, None)
             forgotten.append(unit_id)
         return forgotten
@@ -193,7 +207,7 @@ class MembershipLog:
         old_enough_s = self._clock() - (0.0 if all_due else CHECKPOINT_AGE_S)
         while self._young and len(due) < MAX_DUE and self._young[0].born_s <= old_enough_s:
             unit = self._young.popleft()
-            if not unit.ended:
+            if not (unit.ended or unit.mute):
                 due.append(unit.id)
         return due
 

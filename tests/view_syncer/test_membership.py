@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import apsw
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from view_syncer import membership
@@ -114,6 +114,11 @@ class World:
         self.version += 1
         self._follow(Query("results"), RESULTS)
 
+    def give_up(self, name: str) -> None:
+        unit = self.log.unit(unit_id(cast(Pipeline, Query(name)), TABLES))
+        if unit is not None:
+            self.log.give_up(unit)
+
     def advance(self, name: str, rows: frozenset[str]) -> None:
         old = self.watermark
         self.version += 1
@@ -168,6 +173,7 @@ STEPS = st.one_of(
     st.tuples(st.just("flush"), FAILURES),
     st.tuples(st.just("reset")),
     st.tuples(st.just("unnameable"), NAME),
+    st.tuples(st.just("give_up"), NAME),
 )
 
 
@@ -224,7 +230,16 @@ async def play(steps: Sequence[tuple[Any, ...]], folder: Path) -> None:
         await store.close()
 
 
-@settings(max_examples=150, deadline=None)
+WRITTEN = [("start", "q1"), ("later", 3.0), ("flush", ""), ("advance", "q1", frozenset("a"))]
+# It begins again at the very version up to which all was written, with other rows.
+BEGINS_AGAIN = [*WRITTEN, ("end", "q1"), ("advance", "q1", frozenset()), ("flush", "")]
+# What leads to the version is lost, and the store is away when it is to forget the rest.
+NOT_FORGOTTEN = [*WRITTEN, ("give_up", "q1"), ("flush", "before drop"), ("flush", "after drop")]
+
+
+@example(steps=[*BEGINS_AGAIN, ("start", "q1"), ("flush", "")])
+@example(steps=NOT_FORGOTTEN)
+@settings(max_examples=100, deadline=None)
 @given(steps=st.lists(STEPS, min_size=30, max_size=80))
 def test_what_is_answered_is_true_and_what_is_kept_is_bounded(
     steps: list[tuple[Any, ...]],
