@@ -56,6 +56,7 @@ class Applier:
         self._writer = writer
         self._confirm = confirm
         self._schema_events = schema_events
+        schema_events.connected()
         # What upstream said about each relation; targets are made from it when rows come, and
         # again when the replica's schema has changed since.
         self._relations: dict[int, Relation] = {}
@@ -191,6 +192,8 @@ class Applier:
             self._writer.end_transaction()
         self.in_transaction = False
         self._skipping = False
+        if self._schema_events.bereft:
+            self._schema_events.transaction_ended()
 
     def _pass_over(self) -> None:
         """Rows came of tables that the replica does not have: they have just gone, or else

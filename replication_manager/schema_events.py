@@ -122,6 +122,14 @@ class SchemaEvents:
         self.outdated = self.outdated or upheaval.is_hidden
         self.bereft |= upheaval.bereft
 
+    def connected(self) -> None:
+        """Another walsender takes over, or the change log, which is never mistaken."""
+        self.outdated = False
+        self.bereft = frozenset()
+
+    def transaction_ended(self) -> None:
+        self.bereft = frozenset()
+
     def passed_over(self) -> None:
         """A change is sent again that the replica has: what it was is not known any more."""
         trees = any(facts.table.partitions for facts in self._writer.tables().values())

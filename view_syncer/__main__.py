@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import structlog
 import uvloop
@@ -59,9 +59,16 @@ async def _run(config: Config, control: ChildControl) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end, 0)
+    control.start(on_socket=worker.adopt, figures=worker.figures)
+    # Everything is loaded by now, while the replication process was making the replica.
+    replica_ready = asyncio.create_task(control.replica_ready.wait())
+    waiting: list[asyncio.Future[Any]] = [replica_ready, ending]
+    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    if ending.done():
+        replica_ready.cancel()
+        return ending.result()
     await worker.start(Path(os.environ[RUNTIME_DIR_VARIABLE]) / "version-ready.sock")
     _relax_garbage_collector()
-    control.start(on_socket=worker.adopt, figures=worker.figures)
     control.ready()
     status = await ending
     if status != 0:

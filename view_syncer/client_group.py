@@ -42,7 +42,7 @@ from view_syncer.group_view import GroupView
 from view_syncer.ivm.encode import ClientTables
 from view_syncer.poke import PokeBody
 from view_syncer.queries import QuerySource
-from view_syncer.schema_check import client_tables
+from view_syncer.schema_check import ClientSchemas
 from view_syncer.schema_gate import require_schema
 from zerocache.errors import ClientFacingError, QueryError
 from zerocache.options_limits import ClientLimits
@@ -66,6 +66,7 @@ class Services:
     store: RecordStore
     facts: FactKeeper
     queries: QuerySource
+    schemas: ClientSchemas
     internal_schemas: frozenset[str]
     limits: ClientLimits
     on_empty: Callable[[ClientGroup], None]
@@ -352,7 +353,7 @@ class ClientGroup:
     def _admit(self, client: Client, declared: ClientSchema) -> None:
         self.pin_user(client.user_id)
         self._record.client_schema = declared
-        self._view.use(client_tables(declared))
+        self._view.use(self._services.schemas.tables(declared))
         client.admitted = True
         client.validated_s = asyncio.get_running_loop().time()
 
@@ -381,7 +382,8 @@ class ClientGroup:
                 "does not have.",
             )
         schema = record.client_schema
-        self._view.start(client_tables(schema) if schema else None, new=not record.exists)
+        tables = self._services.schemas.tables(schema) if schema else None
+        self._view.start(tables, new=not record.exists)
         self._loaded = True
         return True
 

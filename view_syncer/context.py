@@ -43,18 +43,9 @@ class ConnectionContext:
 
     def with_init(self, message: InitConnection) -> ConnectionContext:
         """With the endpoints and headers the client asks for."""
-        return replace(
-            self,
-            query=replace(
-                self.query,
-                url=message.user_query_url,
-                client_headers=message.user_query_headers,
-            ),
-            mutate=replace(
-                self.mutate, url=message.user_push_url, client_headers=message.user_push_headers
-            ),
-            revision=self.revision + 1,
-        )
+        query = _directed(self.query, message.user_query_url, message.user_query_headers)
+        mutate = _directed(self.mutate, message.user_push_url, message.user_push_headers)
+        return replace(self, query=query, mutate=mutate, revision=self.revision + 1)
 
     def with_auth(self, auth: Auth) -> ConnectionContext:
         return replace(
@@ -69,3 +60,11 @@ class ConnectionContext:
     def check_identity(self, identity: Identity) -> None:
         """Raise ``Unauthorized`` if the application takes the caller for somebody else."""
         require_identity(identity, self.user_id)
+
+
+def _directed(
+    request: RequestContext, url: str | None, headers: Mapping[str, str]
+) -> RequestContext:
+    if (request.url, request.client_headers) == (url, headers):
+        return request  # as nearly always
+    return replace(request, url=url, client_headers=headers)

@@ -22,6 +22,23 @@ def client_tables(client: ClientSchema) -> ClientTables:
     return ClientTables(client.digest(), tables)
 
 
+class ClientSchemas:
+    """:func:`client_tables` of the schemas seen last: most client groups declare the same."""
+
+    def __init__(self, most: int = 64) -> None:
+        self._most = most
+        self._tables: dict[bytes, ClientTables] = {}
+
+    def tables(self, client: ClientSchema) -> ClientTables:
+        name = client.canonical()
+        found = self._tables.get(name)
+        if found is None:
+            if len(self._tables) >= self._most:
+                del self._tables[next(iter(self._tables))]
+            found = self._tables[name] = client_tables(client)
+        return found
+
+
 def check_client_schema(
     client: ClientSchema, replica: ReplicaSchema, internal_schemas: Collection[str]
 ) -> None:

@@ -153,9 +153,11 @@ class WebSocket(asyncio.Protocol):
         request is not a valid upgrade (an HTTP error was sent instead), or withdrawn."""
         response = self._protocol.accept(request)
         self._protocol.send_response(response)
-        self._flush()
         if self.is_open:
+            # What the caller says at once goes along.
+            self._loop.call_soon(self._flush)
             return True
+        self._flush()
         self._close_transport()
         return False
 

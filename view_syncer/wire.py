@@ -15,13 +15,17 @@ BINARY: Final = 0x2
 _FINAL: Final = 0x80
 
 
-def frame(opcode: int, payload: bytes) -> bytes:
-    size = len(payload)
+def header(opcode: int, size: int) -> bytes:
+    """What goes before a payload of so many bytes."""
     if size < 126:
-        return bytes((_FINAL | opcode, size)) + payload
+        return bytes((_FINAL | opcode, size))
     if size < 65_536:
-        return bytes((_FINAL | opcode, 126)) + size.to_bytes(2, "big") + payload
-    return bytes((_FINAL | opcode, 127)) + size.to_bytes(8, "big") + payload
+        return bytes((_FINAL | opcode, 126)) + size.to_bytes(2, "big")
+    return bytes((_FINAL | opcode, 127)) + size.to_bytes(8, "big")
+
+
+def frame(opcode: int, payload: bytes) -> bytes:
+    return header(opcode, len(payload)) + payload
 
 
 def text(payload: bytes) -> bytes:

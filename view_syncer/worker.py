@@ -36,6 +36,7 @@ from view_syncer.maintenance import Intervals, Maintenance
 from view_syncer.mutations import GroupPushes, Writes
 from view_syncer.poke import PokeBody
 from view_syncer.queries import QuerySource
+from view_syncer.schema_check import ClientSchemas
 from view_syncer.transform import QueryTransformer
 from view_syncer.websocket import WebSocket
 from zerocache.config import Config
@@ -132,6 +133,7 @@ class Worker:
             store=self._store,
             facts=self._facts,
             queries=self._queries,
+            schemas=ClientSchemas(),
             internal_schemas=frozenset({config.app_schema, config.shard_schema}),
             limits=config,
             on_empty=self._linger,

@@ -89,8 +89,12 @@ class AskFigures(msgspec.Struct, frozen=True, tag="figures"):
     request: int
 
 
+class ReplicaReady(msgspec.Struct, frozen=True, tag="replica"):
+    """The replica can be opened: what the child has been waiting for."""
+
+
 ChildMessage = Ready | Fatal | Progress | Released | Figures
-ParentMessage = HandOff | AskFigures
+ParentMessage = HandOff | AskFigures | ReplicaReady
 
 
 class ControlClosed(ZerocacheError):
@@ -145,6 +149,10 @@ class ParentControl:
         """Ask for a :class:`Figures` with this number; raises ControlClosed."""
         await self._send(AskFigures(request), [])
 
+    async def replica_ready(self) -> None:
+        """Let a child go on that waits for the replica; raises ControlClosed."""
+        await self._send(ReplicaReady(), [])
+
     async def _send(self, message: ParentMessage, sockets: list[socket.socket]) -> None:
         packet = msgspec.json.encode(message)
         async with self._sending:
@@ -190,9 +198,9 @@ class ChildControl:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._on_socket: Callable[[socket.socket, HandOff], None] | None = None
         self._figures: Callable[[], dict[str, Any]] = dict
-        self._decoder: msgspec.json.Decoder[ParentMessage] = msgspec.json.Decoder(
-            HandOff | AskFigures
-        )
+        self._decoder: msgspec.json.Decoder[ParentMessage] = msgspec.json.Decoder(ParentMessage)
+        # Set when the replica may be opened; only for those whom the supervisor tells.
+        self.replica_ready = asyncio.Event()
         self._on_parent_gone: Callable[[], None] = _exit_without_parent
 
     @classmethod
@@ -289,6 +297,8 @@ class ChildControl:
         else:
             if isinstance(message, AskFigures):
                 self._send(Figures(message.request, self._figures()))
+            elif isinstance(message, ReplicaReady):
+                self.replica_ready.set()
             elif self._on_socket is not None and received:
                 sock = received.popleft()
                 sock.setblocking(False)

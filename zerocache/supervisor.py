@@ -95,7 +95,7 @@ class Node:
                 commands.of_worker(index),
                 environ,
                 policy.restarts,
-                on_started=self._count_connections,
+                on_started=self._worker_started,
             )
             for index in range(config.num_sync_workers)
         )
@@ -167,9 +167,16 @@ class Node:
         except TimeoutError:
             return None
 
-    def _count_connections(self, child: ChildProcess) -> None:
+    def _worker_started(self, child: ChildProcess) -> None:
+        telling = asyncio.create_task(self._tell_replica_ready(child))
+        child.ended.add_done_callback(lambda _: telling.cancel())
         child.on_released = lambda address: self._connections.release(address, child.pid)
         child.ended.add_done_callback(lambda _: self._connections.forget(child.pid))
+
+    async def _tell_replica_ready(self, child: ChildProcess) -> None:
+        await self._replication.first_ready.wait()
+        with suppress(ControlClosed):  # it has just ended, and its successor will be told
+            await child.control.replica_ready()
 
     async def worker_figures(self) -> dict[str, Any]:
         """What each worker says of itself, and the sums of what they count."""
@@ -249,13 +256,12 @@ class Node:
     async def _start_processes(self) -> None:
         report = asyncio.create_task(self._report_starting())
         try:
-            # Workers read the replica file, so the process that writes it comes first.
-            self._replication.launch(self._failed)
-            await self._replication.first_ready.wait()
-            for worker in self._workers:
-                worker.launch(self._failed)
-            for worker in self._workers:
-                await worker.first_ready.wait()
+            # All at once: a worker loads its program while the replica is being made.
+            roles = (self._replication, *self._workers)
+            for role in roles:
+                role.launch(self._failed)
+            for role in roles:
+                await role.first_ready.wait()
         finally:
             report.cancel()
 

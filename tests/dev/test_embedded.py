@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +193,15 @@ asyncio.run(main())
     await ended(process)
 
 
+@pytest.fixture(params=[signal.default_int_handler, signal.SIG_IGN], ids=["shell", "background"])
+def interrupts(request: pytest.FixtureRequest) -> Iterator[None]:
+    """SIGINT as a shell leaves it to a program in the foreground, and to one in the background."""
+    previous = signal.signal(signal.SIGINT, request.param)
+    yield
+    signal.signal(signal.SIGINT, previous)
+
+
+@pytest.mark.usefixtures("interrupts")
 async def test_cancelled_start_leaves_no_server(tmp_path: Path) -> None:
     waiting = asyncio.Event()
 

@@ -185,3 +185,16 @@ def test_a_move_that_is_sent_again_makes_the_next_walsender_outdated_too(
     for payload in _DETACH:
         applier.apply(payload)
     assert applier.is_outdated
+
+
+def test_a_move_that_is_replayed_from_the_change_log_is_over_with_its_transaction(
+    writer: ReplicaWriter,
+) -> None:
+    events = SchemaEvents(writer, _SHARD)
+    replaying = Applier(writer, lambda _: None, events)
+    later = [_begin(0x30), _relation(_ROOT, "root"), _insert(_ROOT, 1), _commit(0x30)]
+    for payload in [*_DETACH, *later]:
+        replaying.apply(payload)
+    writer.commit()
+    assert writer.state.version == watermark_from_lsn(0x30)
+    assert not Applier(writer, lambda _: None, events).is_outdated

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from tests.replica.tables import column, index, table
-from view_syncer.schema_check import check_client_schema, client_tables
+from view_syncer.schema_check import ClientSchemas, check_client_schema, client_tables
 from zerocache.errors import ClientFacingError
 from zerocache.protocol.client_schema import ClientSchema
 from zerocache.replica.bulk import BulkLoader
@@ -158,3 +158,26 @@ def test_encoders_see_the_declared_columns_and_key() -> None:
     assert tables.tables["task"].columns == ("id", "p", "q")
     assert set(tables.tables["task"].key) == {"p", "q"}
     assert tables == client_tables(declared(["q", "p"], id="number", p="string", q="string"))
+
+
+def test_schemas_that_mean_the_same_have_their_tables_worked_out_once() -> None:
+    schemas = ClientSchemas(most=2)
+    one, same, other, third = (
+        ClientSchema.from_json(text)
+        for text in (
+            '{"tables":{"a":{"columns":{"x":{"type":"string"},"y":{"type":"number"}},'
+            '"primaryKey":["x"]}}}',
+            '{"tables":{"a":{"primaryKey":["x"],'
+            '"columns":{"y":{"type":"number"},"x":{"type":"string"}}}}}',
+            '{"tables":{"a":{"columns":{"x":{"type":"string"}},"primaryKey":["x"]}}}',
+            '{"tables":{}}',
+        )
+    )
+    tables = schemas.tables(one)
+    assert tables == client_tables(one)
+    assert schemas.tables(same) is tables
+    assert schemas.tables(other) == client_tables(other) != tables
+    schemas.tables(third)
+    again = schemas.tables(one)
+    assert again is not tables
+    assert again == tables

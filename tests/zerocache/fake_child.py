@@ -48,6 +48,10 @@ class FakeChild:
         if self.options.gate:
             # Opening a named pipe blocks until the test opens its other end.
             await asyncio.to_thread(Path(self.options.gate).read_bytes)
+        if self.options.waits:
+            control.progress("loaded")
+            await control.replica_ready.wait()
+            control.progress("opened")
         control.progress("almost there")
         control.ready()
         await self.stopping.wait()
@@ -84,6 +88,7 @@ def main() -> int:
     parser.add_argument("--behaviour", default="good")
     parser.add_argument("--gate")
     parser.add_argument("--index", type=int)
+    parser.add_argument("--waits", action="store_true", help="for the replica, as workers do")
     return asyncio.run(FakeChild(parser.parse_args()).run())
 
 

@@ -43,7 +43,7 @@ def commands(
 ) -> NodeCommands:
     return NodeCommands(
         replication=(*FAKE_CHILD, "replication", "--events", str(events), *replication),
-        sync_worker=(*FAKE_CHILD, "worker", "--events", str(events), *worker),
+        sync_worker=(*FAKE_CHILD, "worker", "--events", str(events), "--waits", *worker),
     )
 
 

@@ -181,9 +181,29 @@ async def test_port_is_closed_until_every_worker_is_ready(
         await asyncio.wait([node])
 
 
-async def test_workers_start_after_replication_is_ready(events: Path, port: int) -> None:
-    async with running(port, commands(events)):
-        assert events_in(events)[0][1] == "replication"
+async def test_workers_load_at_once_and_open_the_replica_when_it_is_there(
+    events: Path, port: int, tmp_path: Path, lines: Lines
+) -> None:
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    node_commands = commands(events, replication=("--gate", str(gate)))
+    node = asyncio.create_task(run_node(node_config(port), commands=node_commands, policy=QUICK))
+    try:
+        await lines.until(lambda line: line.get("progress") == "loaded")
+        assert not any(line.get("progress") == "opened" for line in lines)
+        await asyncio.to_thread(gate.write_bytes, b"go")
+        await lines.until(lambda line: line["event"] == "node_ready")
+        said = [line for line in lines if "progress" in line or line["event"] == "process_ready"]
+        replication_ready = next(
+            at
+            for at, line in enumerate(said)
+            if line["event"] == "process_ready" and line["child"] == "replication"
+        )
+        opened = next(at for at, line in enumerate(said) if line.get("progress") == "opened")
+        assert replication_ready < opened
+    finally:
+        node.cancel()
+        await asyncio.wait([node])
 
 
 async def test_fatal_message_ends_the_node_with_its_status(
@@ -210,7 +230,7 @@ async def test_process_that_never_gets_ready_ends_the_node(
 ) -> None:
     node_commands = commands(events, replication=("--behaviour", "crash"))
     assert await run_node(node_config(port), commands=node_commands, policy=QUICK) == 255
-    assert len(events_in(events)) == 3
+    assert [name for _, name, _ in events_in(events)].count("replication") == 3
     assert "exited with status 3 before it was ready, 3 times" in lines[-1]["event"]
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
 import apsw
@@ -419,3 +420,30 @@ def test_climbing_two_steps_over_a_compound_correlation(family: Database) -> Non
     node, path = _path(family, where)
     sql = sqlite.climb(node, path, [])
     assert family.run(sql, {}, parts=_partitions([5])) == [(1,)]
+
+
+@pytest.mark.parametrize("limit", [1, 2, 9])
+def test_rows_in_one_row_are_the_same_rows(family: Database, limit: int) -> None:
+    node, params = _node(family, order_by=[("v", "desc")])
+    made: list[tuple[Callable[..., str], dict[str, Any], dict[str, Any]]] = [
+        (sqlite.window_rows, {}, {"c0": "a"}),
+        (sqlite.window_rows_of_partitions, {"indexed": True}, {"parts": '["a","b"]'}),
+        (sqlite.window_rows_of_partitions, {"indexed": False}, {"parts": '["a","b"]'}),
+    ]
+    for statement, options, inputs in made:
+        apart, together = (
+            family.run(
+                statement(node, ["p", "v"], ["p"], one_row=one_row, **options),
+                params,
+                limit=limit,
+                **inputs,
+            )
+            for one_row in (False, True)
+        )
+        ((text,),) = together
+        assert [tuple(row) for row in json.loads(text)] == apart
+    inputs = {"parts": '["a","b"]'}
+    apart = family.run(sqlite.all_rows(node, ["p", "v"], ["p"]), params, **inputs)
+    first = sqlite.all_rows(node, ["p", "v"], ["p"], one_row=True)
+    ((text,),) = family.run(first, params, limit=limit, **inputs)
+    assert [tuple(row) for row in json.loads(text)] == apart[:limit]

@@ -18,7 +18,10 @@ def text(package: str, name: str) -> str:
     return files(f"view_syncer.cvr.{package}").joinpath(f"{name}.sql").read_text()
 
 
-def statement(package: str, name: str, **parts: sql.Composable) -> sql.Composed:
-    """A statement for psycopg."""
+def statement(package: str, name: str, **parts: sql.Composable) -> bytes:
+    """A statement for psycopg, which remembers how to send it if it is not long: so comments and
+    indentation stay here."""
+    lines = (line.strip() for line in text(package, name).splitlines())
+    kept = "\n".join(line for line in lines if line and not line.startswith("--"))
     # Files of this package are as literal as text in a module.
-    return sql.SQL(text(package, name)).format(**parts)
+    return sql.SQL(kept).format(**parts).as_bytes()

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import apsw
@@ -59,8 +61,8 @@ class ClientTables:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ClientTables) and other.digest == self.digest
 
-    @property
-    def row_keys(self) -> dict[str, tuple[str, ...]]:
+    @cached_property
+    def row_keys(self) -> Mapping[str, tuple[str, ...]]:
         return {name: table.key for name, table in self.tables.items()}
 
 
@@ -158,7 +160,7 @@ class Encoder:
         for table, rowids in rows.items():
             sql = self._table(table)
             if sql is not None and rowids:
-                found[table] = dict(db.execute(sql.del_, (rowid_array(rowids),)))
+                found[table] = dict(_texts(db, sql.del_, rowids))
         return found
 
     def dels(
@@ -173,10 +175,9 @@ class Encoder:
         return found
 
     def _dels(
-        self, old: apsw.Connection, sql: PatchSql, table: str, rowids: Iterable[int]
+        self, old: apsw.Connection, sql: PatchSql, table: str, rowids: Collection[int]
     ) -> list[tuple[str, int, str]]:
-        found: Iterable[tuple[Any, ...]] = old.execute(sql.del_, (rowid_array(rowids),))
-        return [(table, rowid, text) for rowid, text in found]
+        return [(table, rowid, text) for rowid, text in _texts(old, sql.del_, rowids)]
 
     def _rekeyed(
         self,
@@ -189,8 +190,8 @@ class Encoder:
     ) -> None:
         """Deletions of the keys that edited rows had before, where the key changed. The rowid is
         given as 0: such a deletion stands whoever holds the row."""
-        before = dict(old.execute(sql.del_, (rowid_array(rowids),)))
-        after = dict(new.execute(sql.del_, (rowid_array(rowids),)))
+        before = dict(_texts(old, sql.del_, rowids))
+        after = dict(_texts(new, sql.del_, rowids))
         for rowid, text in before.items():
             if after.get(rowid) != text:
                 patch.dels.append((table, 0, text))
@@ -215,12 +216,48 @@ class Encoder:
         )
 
 
+_ONE_STEP_ROWS = 500
+"""Rows encoded at a time; with them the statement's answer is a text of some hundred kilobytes."""
+
+
+def _texts(db: apsw.Connection, sql: str, rowids: Collection[int]) -> list[tuple[int, str]]:
+    """What ``sql`` selects for the rows. Many of them as few lines of text: at each row that is
+    stepped to other threads are let in, and waking them costs more than the row."""
+    if len(rowids) == 1:
+        return _row_by_row(db, sql, rowids)
+    found: list[tuple[int, str]] = []
+    remaining = iter(rowids)
+    while chunk := list(islice(remaining, _ONE_STEP_ROWS)):
+        found += _in_one_step(db, sql, chunk)
+    return found
+
+
+def _row_by_row(db: apsw.Connection, sql: str, rowids: Iterable[int]) -> list[tuple[int, str]]:
+    rows: list[Any] = db.execute(sql, (rowid_array(rowids),)).fetchall()
+    return rows
+
+
+def _in_one_step(db: apsw.Connection, sql: str, rowids: list[int]) -> list[tuple[int, str]]:
+    lines = (
+        f"WITH found(row, text) AS ({sql}) "  # noqa: S608 (statements of this module)
+        "SELECT count(*), group_concat(row || ' ' || text, char(10)) FROM found"
+    )
+    try:
+        ((count, joined),) = db.execute(lines, (rowid_array(rowids),))
+    except (apsw.SQLError, apsw.TooBigError):
+        return _row_by_row(db, sql, rowids)  # or is told what is wrong with which row
+    rows = joined.split("\n") if count else []
+    if len(rows) != count:
+        return _row_by_row(db, sql, rowids)  # no JSON text of SQLite's has a line break
+    split = (row.partition(" ") for row in rows)
+    return [(int(rowid), text) for rowid, _, text in split]
+
+
 def _encoded(
-    db: apsw.Connection, sql: str, table: str, rowids: Iterable[int]
+    db: apsw.Connection, sql: str, table: str, rowids: Collection[int]
 ) -> list[tuple[int, str]]:
     try:
-        rows: list[Any] = db.execute(sql, (rowid_array(rowids),)).fetchall()
-        return rows
+        return _texts(db, sql, rowids)
     except apsw.TooBigError as error:
         raise QueryError(
             f"a row of table {table!r} cannot be encoded: its JSON is larger than 1,000,000,000 "

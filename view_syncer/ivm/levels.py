@@ -25,6 +25,8 @@ Values: TypeAlias = tuple[Any, ...]
 Params: TypeAlias = Mapping[str, SqlValue]
 
 _CHUNK_ROWS = 10_000
+_ONE_STEP_ROWS = 1_000
+"""Up to so many rows are fetched in one step."""
 
 ROOT_PARTITION: Partition = ""
 """The one partition of a root level."""
@@ -70,6 +72,19 @@ def rowid_array(rowids: Iterable[int]) -> Any:
 
 def encode_partitions(partitions: Collection[Partition]) -> str:
     return msgspec.json.encode(list(partitions)).decode()
+
+
+_decode_rows = msgspec.json.Decoder(list[tuple[str | int | float | None, ...]]).decode
+
+
+def fetch_in_one_step(db: apsw.Connection, sql: str, inputs: Params) -> list[Values] | None:
+    """What ``sql`` yields in one row; None if some value has no exact form in JSON."""
+    try:
+        ((text,),) = db.execute(sql, inputs)
+        return _decode_rows(text)
+    except (apsw.SQLError, apsw.TooBigError, msgspec.DecodeError):
+        # Whoever goes through the rows one by one gets them, or is told what is wrong.
+        return None
 
 
 class _Base:
@@ -192,6 +207,11 @@ class PlainLevel(_Base):
             if not partitions:
                 return
             inputs["parts"] = encode_partitions(partitions)
+        few = self._few(db, inputs, partitions)
+        if few is not None:
+            self._check_size(len(self.members) + len(few))
+            yield few
+            return
         cursor = db.execute(self.level.sql_all, inputs)
         count = len(self.members)
         # In chunks, so that a query without a limit is stopped before it fills the memory.
@@ -199,6 +219,17 @@ class PlainLevel(_Base):
             count += len(chunk)
             self._check_size(count)
             yield chunk
+
+    def _few(
+        self, db: apsw.Connection, inputs: Params, partitions: Collection[Partition]
+    ) -> list[Values] | None:
+        """All rows, if they are few children. Those of a root may take long to be found; to find
+        out in vain that they are many must not."""
+        if self.level.parent is None or len(partitions) > _ONE_STEP_ROWS:
+            return None
+        inputs = {**inputs, "limit": _ONE_STEP_ROWS + 1}
+        rows = fetch_in_one_step(db, self.level.sql_first, inputs)
+        return None if rows is None or len(rows) > _ONE_STEP_ROWS else rows
 
     def _add(self, rowid: int, values: Values) -> None:
         self.members[rowid] = values
@@ -404,12 +435,18 @@ class WindowLevel(_Base):
     def _beginnings(
         self, db: apsw.Connection, partitions: Collection[Partition], limit: int
     ) -> Iterable[tuple[Any, ...]]:
+        level = self.level
+        inputs: dict[str, Any] = {**self.params, "limit": limit}
         if len(partitions) > 1:
-            parts = encode_partitions(partitions)
-            return self._fetch(db, self.level.sql_windows, parts=parts, limit=limit)
-        (partition,) = partitions
-        values: tuple[SqlValue, ...] = ()
-        if self.level.parent is not None:
+            inputs["parts"] = encode_partitions(partitions)
+        elif level.parent is not None:
+            (partition,) = partitions
             values = partition if isinstance(partition, tuple) else (partition,)
-        inputs = {f"c{i}": v for i, v in enumerate(values)}
-        return self._fetch(db, self.level.sql_window, limit=limit, **inputs)
+            inputs.update((f"c{i}", v) for i, v in enumerate(values))
+        several = len(partitions) > 1
+        if limit * len(partitions) <= _ONE_STEP_ROWS:
+            sql = level.sql_windows_in_one_row if several else level.sql_window_in_one_row
+            rows = fetch_in_one_step(db, sql, inputs)
+            if rows is not None:
+                return rows
+        return db.execute(level.sql_windows if several else level.sql_window, inputs)

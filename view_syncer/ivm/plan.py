@@ -140,15 +140,30 @@ class Level:
         return sqlite.all_rows(self.node, self.columns, self.correlation)
 
     @cached_property
+    def sql_first(self) -> str:
+        """In one row; inputs ``:limit``, and ``:parts`` unless this is the root."""
+        return sqlite.all_rows(self.node, self.columns, self.correlation, one_row=True)
+
+    @cached_property
     def sql_window(self) -> str:
         """Inputs ``:limit`` and the partition's values ``:c0`` …."""
         return sqlite.window_rows(self.node, self.columns, self.correlation)
+
+    @cached_property
+    def sql_window_in_one_row(self) -> str:
+        return sqlite.window_rows(self.node, self.columns, self.correlation, one_row=True)
 
     @cached_property
     def sql_windows(self) -> str:
         """Inputs ``:limit`` and ``:parts``."""
         return sqlite.window_rows_of_partitions(
             self.node, self.columns, self.correlation, indexed=self.indexed
+        )
+
+    @cached_property
+    def sql_windows_in_one_row(self) -> str:
+        return sqlite.window_rows_of_partitions(
+            self.node, self.columns, self.correlation, indexed=self.indexed, one_row=True
         )
 
     @cached_property

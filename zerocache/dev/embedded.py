@@ -36,6 +36,7 @@ from zerocache.errors import ConfigurationError
 _SUPERUSER = "postgres"
 _START_TIMEOUT_S = 60.0
 _POLL_S = 0.02
+_SIGNAL_AGAIN_S = 1.0
 
 # fsync stays on: people keep data in a development database.
 _SETTINGS = {
@@ -203,9 +204,7 @@ class EmbeddedPostgres:
             await self._wait_until_ready(self._process)
         except BaseException:
             # Ctrl-C while starting, too: nobody will call stop() for a start that failed.
-            if self._process.returncode is None:
-                self._process.send_signal(signal.SIGINT)
-                await self._process.wait()
+            await _end(self._process)
             raise
 
     async def _wait_until_ready(self, process: asyncio.subprocess.Process) -> None:
@@ -263,6 +262,18 @@ class EmbeddedPostgres:
                 f"{program} for {self._data} ended with status {process.returncode}:\n"
                 f"{output.decode(errors='replace').strip()}"
             )
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Fast shutdown of a server that may not have installed its signal handlers yet.
+
+    Until then it ignores SIGINT if we were started in the background of a script (POSIX shells
+    begin such programs that way), so a signal may be lost and is sent again.
+    """
+    while process.returncode is None:
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(process.wait(), _SIGNAL_AGAIN_S)
 
 
 def find_binaries() -> Path:

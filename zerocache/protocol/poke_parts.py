@@ -108,23 +108,29 @@ class PokeParts:
         return self.take()
 
     def close_part(self) -> None:
-        members = [self._head]
+        pieces = [self._head]
         if self._lmids:
-            members.append(b'"lastMutationIDChanges":' + _encode(self._lmids))
+            pieces += (b',"lastMutationIDChanges":', _encode(self._lmids))
         if self._desired:
             clients = (_encode(c) + b":" + _array(ops) for c, ops in self._desired.items())
-            members.append(b'"desiredQueriesPatches":{' + b",".join(clients) + b"}")
+            pieces += (b',"desiredQueriesPatches":{', b",".join(clients), b"}")
         if self._got:
-            members.append(b'"gotQueriesPatch":' + _array(self._got))
+            pieces += (b',"gotQueriesPatch":', _array(self._got))
         if self._rows:
-            members.append(b'"rowsPatch":' + _array(self._rows))
+            # Most of a poke: not copied before the part is put together.
+            pieces.append(b',"rowsPatch":[')
+            for run in self._rows:
+                pieces += (run, b",")
+            pieces[-1] = b"]"
         if self._mutations:
-            members.append(b'"mutationsPatch":' + _array(self._mutations))
+            pieces += (b',"mutationsPatch":', _array(self._mutations))
+        pieces.append(b"}")
         self._reset()
-        self._emit(b",".join(members) + b"}")
+        self._emit(pieces)
 
-    def _emit(self, part: bytes) -> None:
-        self._frames.append(b'["pokePart",' + part + b"]")
+    def _emit(self, part: Sequence[bytes]) -> None:
+        """``part`` in pieces."""
+        self._frames.append(b"".join((b'["pokePart",', *part, b"]")))
 
 
 class PokeChunks(PokeParts):
@@ -143,9 +149,10 @@ class PokeChunks(PokeParts):
         self._buffer = bytearray()
         self._open = b"["
 
-    def _emit(self, part: bytes) -> None:
+    def _emit(self, part: Sequence[bytes]) -> None:
         self._buffer += self._open
-        self._buffer += part
+        for piece in part:
+            self._buffer += piece
         self._open = b","
         self._cut()
 

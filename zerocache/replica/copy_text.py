@@ -8,6 +8,7 @@ nearly all of the work is done by loops of the interpreter instead of loops in P
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from zerocache.replica.types import SQLiteValue, TextDecoder
 
@@ -17,42 +18,45 @@ _ESCAPES = {"\\b": "\b", "\\f": "\f", "\\n": "\n", "\\r": "\r", "\\t": "\t", "\\
 _NUL = "\x00"
 
 
+def decode_fields(data: bytes, decoders: Sequence[TextDecoder | None]) -> list[SQLiteValue]:
+    """All values of ``data`` in stored form, row after row; ``decoders`` has one per column.
+
+    ``data`` is whole lines, without the newline of the last one, of a table with columns.
+    """
+    width = len(decoders)
+    text = data.decode()
+    fields: list[Any] = text.replace("\n", "\t").split("\t")
+    count = data.count(b"\n") + 1
+    if len(fields) != count * width:
+        raise ValueError(f"{count} lines have {len(fields)} fields instead of {width} each")
+    escaped = "\\" in text
+    for at, decode in enumerate(decoders):
+        if escaped or decode is not None:
+            column = fields[at::width]
+            # One search through everything costs less than one through each field.
+            if escaped and "\\" in "".join(column):
+                column = [*map(_unescape, column)]
+            elif decode is None:
+                continue
+            fields[at::width] = column if decode is None else _decode_column(column, decode)
+    return fields
+
+
 def decode_rows(
     data: bytes, decoders: Sequence[TextDecoder | None]
 ) -> Iterable[tuple[SQLiteValue, ...]]:
-    """The rows of ``data`` in stored form; ``decoders`` has one entry per column.
-
-    ``data`` is whole lines, without the newline of the last one.
-    """
-    count = data.count(b"\n") + 1
+    """As :func:`decode_fields`, one tuple per row; the table may have no columns."""
     width = len(decoders)
     if not width:
-        return [()] * count
-    text = data.decode()
-    fields = text.replace("\n", "\t").split("\t")
-    if len(fields) != count * width:
-        raise ValueError(f"{count} lines have {len(fields)} fields instead of {width} each")
-    columns: list[Sequence[str | None]] = [fields[at::width] for at in range(width)]
-    if "\\" in text:
-        columns = [*map(_unescape_column, columns)]
-    return zip(*map(_decode_column, columns, decoders), strict=True)
+        return [()] * (data.count(b"\n") + 1)
+    fields = iter(decode_fields(data, decoders))
+    return zip(*[fields] * width, strict=True)
 
 
-def _unescape_column(column: Sequence[str | None]) -> Sequence[str | None]:
-    # One search through everything costs less than one through each field.
-    if "\\" not in "".join(column):  # type: ignore[arg-type]  # nothing is None before this
-        return column
-    return [*map(_unescape, column)]  # type: ignore[arg-type]
-
-
-def _decode_column(
-    column: Sequence[str | None], decode: TextDecoder | None
-) -> Iterable[SQLiteValue]:
-    if decode is None:
-        return column
+def _decode_column(column: list[str | None], decode: TextDecoder) -> list[SQLiteValue]:
     if None in column:
         return [None if text is None else decode(text) for text in column]
-    return map(decode, column)  # type: ignore[arg-type]
+    return [*map(decode, column)]  # type: ignore[arg-type]  # nothing is None
 
 
 def _unescape(field: str) -> str | None:

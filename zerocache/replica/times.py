@@ -9,12 +9,14 @@ None.
 from __future__ import annotations
 
 import re
-from datetime import date, datetime
+from datetime import UTC, date, datetime, timedelta
 
-_DAY_MS = 86_400_000
-_DAY_US = _DAY_MS * 1_000
+DAY_MS = 86_400_000
+_DAY_US = DAY_MS * 1_000
 _EPOCH_ORDINAL = date(1970, 1, 1).toordinal()
 _EPOCH = datetime(1970, 1, 1)
+_EPOCH_UTC = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
 _INFINITIES = frozenset({"infinity", "-infinity"})
 _STAMP = re.compile(
     r"(\d{4,})-(\d\d)-(\d\d)"
@@ -31,27 +33,29 @@ _TIME = re.compile(
 def decode_date(text: str) -> int | None:
     """Milliseconds between the epoch and UTC midnight of that day."""
     if len(text) == 10 and text[4] == "-":
-        return (date.fromisoformat(text).toordinal() - _EPOCH_ORDINAL) * _DAY_MS
+        return (date.fromisoformat(text).toordinal() - _EPOCH_ORDINAL) * DAY_MS
     micros = _parse_stamp(text)
     return None if micros is None else micros // 1_000
 
 
 def decode_timestamp(text: str) -> int | float | None:
     """timestamp and timestamptz: milliseconds since the epoch, microseconds as a fraction."""
-    if text[-3:] == "+00":
-        # Connections run in UTC, and without an offset the standard library is faster.
-        text = text[:-3]
-    moment = None
-    if len(text) <= 26 and text[4] == "-" and text[-1] != "C":
+    if text[-3:] == "+00" and text[4] == "-":
+        # Connections run in UTC.
+        micros = (datetime.fromisoformat(text) - _EPOCH_UTC) // _MICROSECOND
+    elif len(text) <= 26 and text[4] == "-" and text[-1] != "C":
         moment = datetime.fromisoformat(text)
-    if moment is not None and moment.tzinfo is None:
-        span = moment - _EPOCH
-        micros = (span.days * 86_400 + span.seconds) * 1_000_000 + span.microseconds
+        micros = (moment - (_EPOCH if moment.tzinfo is None else _EPOCH_UTC)) // _MICROSECOND
     else:
         parsed = _parse_stamp(text)
         if parsed is None:
             return None
         micros = parsed
+    return stored_micros(micros)
+
+
+def stored_micros(micros: int) -> int | float:
+    """Milliseconds of a moment in microseconds since the epoch."""
     # Division of integers rounds correctly, so equal moments have equal stored values.
     return micros // 1_000 if micros % 1_000 == 0 else micros / 1_000
 
@@ -70,7 +74,7 @@ def decode_time(text: str) -> int:
         millis += int(fraction.ljust(6, "0")) // 1_000
     if sign is not None:
         millis -= _signed(sign, _seconds(*offset)) * 1_000
-    return millis if millis == _DAY_MS else millis % _DAY_MS
+    return millis if millis == DAY_MS else millis % DAY_MS
 
 
 def _parse_stamp(text: str) -> int | None:

@@ -117,6 +117,20 @@ def render(statement: exp.Expression) -> str:
     return statement.sql(dialect="sqlite", copy=False)
 
 
+def render_rows(select: exp.Select, *, one_row: bool) -> str:
+    """The text of ``select``. As ``one_row`` it yields one JSON array of arrays: whoever steps
+    through rows lets other threads in at each of them, and pays for waking them."""
+    if not one_row:
+        return render(select)
+    names = [f"v{i}" for i in range(len(select.expressions))]
+    columns = [exp.alias_(e.unalias(), n) for e, n in zip(select.expressions, names, strict=True)]
+    select.set("expressions", columns)
+    row = exp.Anonymous(this="json_array", expressions=[_own(name) for name in names])
+    array = exp.Anonymous(this="json_group_array", expressions=[row])
+    rows = exp.Subquery(this=select)
+    return render(exp.Select(expressions=[array]).from_(rows, copy=False))
+
+
 class _Aliases:
     """Fresh table aliases within one statement."""
 
@@ -335,16 +349,26 @@ def _candidates(node: Node, columns: Sequence[str], given: exp.Expression) -> st
     return render(_where(_select(node, columns, "t0"), parts))
 
 
-def all_rows(node: Node, columns: Sequence[str], correlation: Sequence[str]) -> str:
+def all_rows(
+    node: Node, columns: Sequence[str], correlation: Sequence[str], *, one_row: bool = False
+) -> str:
     """Every row of an unlimited node; with ``correlation``, those of the partitions in the JSON
-    array ``:parts``. An IN list, not a join: without an index it costs one scan, not one each."""
+    array ``:parts``. An IN list, not a join: without an index it costs one scan, not one each.
+    As ``one_row`` at most ``:limit`` of them."""
     parts = [_in_partitions(correlation, "t0")] if correlation else []
-    return render(
-        _where(_select(node, columns, "t0"), [*parts, *node_parts(node, "t0", _Aliases())])
-    )
+    parts += node_parts(node, "t0", _Aliases())
+    select = _where(_select(node, columns, "t0"), parts)
+    return render_rows(_limited(select) if one_row else select, one_row=one_row)
 
 
-def window_rows(node: Node, columns: Sequence[str], correlation: Sequence[str]) -> str:
+def _limited(select: exp.Select) -> exp.Select:
+    select.set("limit", exp.Limit(expression=_param("limit")))
+    return select
+
+
+def window_rows(
+    node: Node, columns: Sequence[str], correlation: Sequence[str], *, one_row: bool = False
+) -> str:
     """The first ``:limit`` rows of one partition in order; its values are ``:c0`` …."""
     select = _where(
         _select(node, columns, "t0"),
@@ -353,13 +377,16 @@ def window_rows(node: Node, columns: Sequence[str], correlation: Sequence[str]) 
             *node_parts(node, "t0", _Aliases()),
         ],
     )
-    select = _order_by(select, node.order, "t0")
-    select.set("limit", exp.Limit(expression=_param("limit")))
-    return render(select)
+    return render_rows(_limited(_order_by(select, node.order, "t0")), one_row=one_row)
 
 
 def window_rows_of_partitions(
-    node: Node, columns: Sequence[str], correlation: Sequence[str], *, indexed: bool
+    node: Node,
+    columns: Sequence[str],
+    correlation: Sequence[str],
+    *,
+    indexed: bool,
+    one_row: bool = False,
 ) -> str:
     """The first ``:limit`` rows of each partition in ``:parts``, in any order.
 
@@ -370,7 +397,7 @@ def window_rows_of_partitions(
     date: partitions outermost, their rows by the index, what is selected by rowid.
     """
     if not indexed:
-        return _ranked_rows(node, columns, correlation)
+        return render_rows(_ranked_rows(node, columns, correlation), one_row=one_row)
     first = _first_rowids(node, correlation)
     each = _values_of_call("json_each", exp.Subquery(this=first), "j")
     select = exp.Select(expressions=[_rowid("t0"), *(column("t0", c) for c in columns)])
@@ -378,7 +405,7 @@ def window_rows_of_partitions(
     for table in (each, _table(node.table, "t0")):
         select.append("joins", exp.Join(this=table, kind="CROSS"))
     same = _binary(exp.EQ, _rowid("t0"), column("j", "value"))
-    return render(select.where(same, copy=False))
+    return render_rows(select.where(same, copy=False), one_row=one_row)
 
 
 def _first_rowids(node: Node, correlation: Sequence[str]) -> exp.Select:
@@ -398,13 +425,12 @@ def _first_rowids(node: Node, correlation: Sequence[str]) -> exp.Select:
     found = exp.alias_(_rowid(inner), "row_")
     chosen = exp.Select(expressions=[found]).from_(_table(node.table, inner), copy=False)
     chosen = _where(chosen, [*of_partition, *node_parts(node, inner, aliases)])
-    chosen = _order_by(chosen, node.order, inner)
-    chosen.set("limit", exp.Limit(expression=_param("limit")))
+    chosen = _limited(_order_by(chosen, node.order, inner))
     array = exp.Anonymous(this="json_group_array", expressions=[_own("row_")])
     return exp.Select(expressions=[array]).from_(exp.Subquery(this=chosen), copy=False)
 
 
-def _ranked_rows(node: Node, columns: Sequence[str], correlation: Sequence[str]) -> str:
+def _ranked_rows(node: Node, columns: Sequence[str], correlation: Sequence[str]) -> exp.Select:
     aliases = _Aliases()
     inner = _where(
         exp.Select(
@@ -428,7 +454,7 @@ def _ranked_rows(node: Node, columns: Sequence[str], correlation: Sequence[str])
     outer = exp.Select(
         expressions=[_own("row_"), *(_own(f"v{i}") for i in range(len(columns)))]
     ).from_(exp.Subquery(this=inner), copy=False)
-    return render(outer.where(_binary(exp.LTE, _own("rank_"), _param("limit")), copy=False))
+    return outer.where(_binary(exp.LTE, _own("rank_"), _param("limit")), copy=False)
 
 
 def climb(node: Node, path: Sequence[ExistsFilter], columns: Sequence[str]) -> str:

@@ -265,3 +265,41 @@ def test_ilike_folds_with_full_unicode_rules() -> None:
     assert db.execute("SELECT zc_lower('ÀÉ'), zc_lower(5), zc_lower(NULL)").fetchall() == [
         ("àé", 5, None)
     ]
+
+
+# -- many rows at a time ----------------------------------------------------------------------
+
+
+def _t(number: int, **values: Any) -> Change:
+    return Change("put", "t", {"id": number, **dict.fromkeys("fsbj"), **values})
+
+
+@pytest.mark.parametrize("rows", [2, 499, 500, 501, 1200])
+def test_rows_encoded_together_are_those_encoded_alone(replica: Replica, rows: int) -> None:
+    odd = ["\n", "1 {", "\r\n \u2028", '"\\n"', "\x1f\t", ""]
+    replica.commit([_t(n, s=odd[n % len(odd)], j=json.dumps(odd)) for n in range(rows)])
+    encode, db = encoder(replica), reader(replica)
+    rowids = [rowid for (rowid,) in db.execute("SELECT _rowid_ FROM t")]
+    together = encode.puts_by_row(db, {"t": rowids})
+    alone = {r: text for r in rowids for text in encode.puts(db, {"t": [r]})}
+    assert together == {"t": alone}
+    assert [json.loads(text)["value"]["s"] for text in alone.values()] == [
+        odd[n % len(odd)] for n in range(rows)
+    ]
+    keys = encode.keys_by_row(db, {"t": rowids})
+    assert keys == {"t": {r: encode.keys_by_row(db, {"t": [r]})["t"][r] for r in rowids}}
+
+
+def test_texts_with_line_breaks_are_encoded_one_by_one(replica: Replica) -> None:
+    sql = "SELECT _rowid_, char(10) || id FROM t WHERE _rowid_ IN (SELECT value FROM carray(?))"
+    client = ClientTables("custom", {}, {"t": PatchSql(sql, sql)})
+    replica.commit([_t(n) for n in (1, 2, 3)])
+    assert encoder(replica, client).puts(reader(replica), {"t": [1, 2, 3, 4]}) == [
+        "\n1", "\n2", "\n3",
+    ]  # fmt: skip
+
+
+def test_a_row_among_others_that_cannot_be_encoded_is_named(replica: Replica) -> None:
+    replica.commit([_t(n) for n in (1, 2**53, 3)])
+    with pytest.raises(UnsafeIntegerError, match=r"'id'.*9007199254740992"):
+        encoder(replica).puts(reader(replica), {"t": [1, 2, 3]})

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import apsw
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.view_syncer.ivm.cases import c, q, rel
 from tests.view_syncer.ivm.replica import Change, Replica, Table
@@ -16,6 +19,7 @@ from view_syncer.ivm.levels import (
     PlainLevel,
     WindowLevel,
     encode_partitions,
+    fetch_in_one_step,
     level_state,
 )
 from view_syncer.ivm.plan import Level, Partition, make_plan
@@ -209,3 +213,47 @@ def test_random_batches_leave_a_level_as_if_it_started_now(bench: Bench, limit: 
 
 def test_partitions_travel_as_json() -> None:
     assert encode_partitions(["a", 1, 1.5, ("x", 2)]) == '["a",1,1.5,["x",2]]'
+
+
+# -- many rows in one step --------------------------------------------------------------------
+
+VALUES = st.one_of(
+    st.none(),
+    st.integers(-(2**63), 2**63 - 1),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")),
+)
+
+
+def in_one_step(values: Sequence[Any]) -> list[tuple[Any, ...]] | None:
+    db = apsw.Connection(":memory:")
+    db.execute("CREATE TABLE t (v)")
+    db.executemany("INSERT INTO t VALUES (?)", [(value,) for value in values])
+    sql = "SELECT json_group_array(json_array(_rowid_, v)) FROM (SELECT _rowid_, v FROM t)"
+    return fetch_in_one_step(db, sql, {})
+
+
+@given(st.lists(VALUES, max_size=20))
+def test_values_fetched_in_one_step_are_exactly_those_of_the_rows(values: list[Any]) -> None:
+    found = in_one_step(values)
+    assert found is not None
+    expected = [(rowid, value) for rowid, value in enumerate(values, 1)]
+    assert found == expected
+    assert [[type(v) for v in row] for row in found] == [[type(v) for v in r] for r in expected]
+
+
+@pytest.mark.parametrize("value", [b"bytes", float("inf"), float("-inf")])
+def test_values_without_a_form_in_json_are_left_to_the_rows(value: Any) -> None:
+    assert in_one_step([1, value]) is None
+
+
+@pytest.mark.parametrize("rows", [999, 1000, 1001, 1100])
+def test_children_are_found_however_many_they_are(tmp_path: Path, rows: int) -> None:
+    children = [child(n, "ab"[n % 2], n) for n in range(1, rows + 1)]
+    replica = Replica(tmp_path / "replica.db", TABLES, {"child": children})
+    one = Bench(replica)
+    state = one.level(q("parent", rel=[rel("child", "id=p")]), 1)
+    one.support(state, "a", "b")
+    assert set(state.members) == set(range(1, rows + 1))
+    one.reader.close()
+    replica.close()
