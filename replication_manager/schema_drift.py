@@ -5,9 +5,10 @@ triggers (degraded mode); the stream asks for one whenever a relation is describ
 rows of a changed table never meet the old schema. What was announced by hand is left to the stream,
 which brings it in its place between the rows. What matters is that no other change goes unnoticed,
 because rows of another shape, or uniqueness that upstream gave up, would make the replica silently
-wrong. Anything that can matter therefore ends in ResyncRequired; an index that enforces nothing
-cannot, and is ignored. Not to be seen from outside: TRUNCATE of a single partition, which
-PostgreSQL does not publish when partitions are published as their root.
+wrong. Anything that can matter therefore ends in ResyncRequired, but for what the stream can
+follow whenever it hears of it: an index that enforces nothing, and TRUNCATE of a single partition,
+which PostgreSQL does not publish when partitions are published as their root. Those the thread
+announces itself.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from replication_manager.pgoutput import Relation
 from replication_manager.signals import Stopped, StopSignal
 from zerocache.errors import ConfigurationError, ResyncRequired
 from zerocache.postgres.connection import abort, connect
-from zerocache.postgres.ddl import announced_schema, is_announced
+from zerocache.postgres.ddl import announce_unnoticed, announced_schema, is_announced
 from zerocache.postgres.introspection import read_published_schema
 from zerocache.postgres.shard import ShardNames
 from zerocache.protocol.versions import lsn_from_text
@@ -37,6 +38,8 @@ from zerocache.replica.published import (
 
 _INTERVAL_S = 5.0
 _PATIENCE_S = 1.0
+# DDL of others is never kept waiting longer by us.
+_LOCK_TIMEOUT = "500ms"
 
 log = structlog.get_logger(__name__)
 
@@ -212,17 +215,22 @@ class SchemaWatch:
             with self._connect(self._url, "schema-watch") as connection:
                 self._watching = connection
                 while not self._differences:
-                    self._differences = self._compare(connection)
+                    self._differences = self._compare(connection, announce=True)
                     self._stop.wait(self._interval_s)
         except (ConfigurationError, psycopg.Error) as error:
             log.info("schema_watch_interrupted", reason=str(error))
 
-    def _compare(self, connection: psycopg.Connection[Any]) -> list[str]:
+    def _compare(self, connection: psycopg.Connection[Any], *, announce: bool = False) -> list[str]:
+        """``announce``: what the stream can follow is left to it, too."""
         # Read before the catalogue: whoever changed a table and let go of it before then is seen.
         (position,) = connection.execute("SELECT pg_current_wal_insert_lsn()::text").fetchall()[0]
         with connection.transaction():
             connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
             differences = self._unannounced(connection)
+            if announce and not differences:
+                # What was compared, and nothing newer: the snapshot is the same.
+                connection.execute("SELECT set_config('lock_timeout', %s, true)", [_LOCK_TIMEOUT])
+                announce_unnoticed(connection, self._shard)
         self._seen = max(self._seen, lsn_from_text(position))
         return differences
 

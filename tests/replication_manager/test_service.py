@@ -238,6 +238,28 @@ def test_without_event_triggers_announced_changes_arrive_live(
     assert compare(replicator)
 
 
+def test_without_event_triggers_a_truncated_partition_is_noticed(
+    unprivileged: Replicator, run_sql: RunSql
+) -> None:
+    replicator = unprivileged
+    run_sql(
+        "CREATE TABLE p (id int PRIMARY KEY) PARTITION BY RANGE (id);"
+        "CREATE TABLE p0 PARTITION OF p FOR VALUES FROM (0) TO (100);"
+        "CREATE TABLE p1 PARTITION OF p FOR VALUES FROM (100) TO (200);"
+        "INSERT INTO p SELECT generate_series(50, 150);"
+        "GRANT SELECT ON ALL TABLES IN SCHEMA public TO PUBLIC;"
+        "ALTER PUBLICATION mine SET (publish_via_partition_root);"
+        "ALTER PUBLICATION mine ADD TABLE p"
+    )
+    replicator.start()
+    before = replicator.rows('SELECT replicaVersion FROM "_zero.replicationConfig"')
+    run_sql("TRUNCATE p0; INSERT INTO p0 VALUES (7)")
+    replicator.wait_until(lambda: replicator.rows("SELECT count(*) FROM p") == [(52,)])
+    settle(replicator)
+    assert compare(replicator)
+    assert replicator.rows('SELECT replicaVersion FROM "_zero.replicationConfig"') == before
+
+
 def test_missing_slot_ends_in_a_new_sync(
     replicator: Replicator, run_sql: RunSql, postgres: PostgresCluster
 ) -> None:

@@ -274,10 +274,15 @@ def _rows_differ(old: TableFacts, new: TableFacts, event: SchemaEvent) -> bool:
         return True
     if event.is_unknown and _passed_unseen(old, new):
         return True
-    known = {partition.oid for partition in old.table.partitions}
-    present = {partition.oid for partition in new.table.partitions}
+    known = {partition.oid: partition.storage for partition in old.table.partitions}
+    present = {partition.oid: partition.storage for partition in new.table.partitions}
+    # TRUNCATE of one partition is not published. (VACUUM FULL looks the same from outside.)
+    if new.table.oid not in event.rewritten and any(
+        storage != present.get(oid, storage) for oid, storage in known.items()
+    ):
+        return True
     # A partition that was created as one has had all its rows published.
-    return not known <= present or any(
+    return not known.keys() <= present.keys() or any(
         part.oid not in known and not part.born_attached for part in new.table.partitions
     )
 
