@@ -25,6 +25,7 @@ from replication_manager.refused_values import refused
 from replication_manager.signals import StopSignal
 from replication_manager.slot import ClaimedSlot, claim_new_slot, finish_claim
 from replication_manager.table_copy import (
+    BinaryCopies,
     TableSize,
     copy_tables,
     lock_tables,
@@ -39,10 +40,11 @@ from zerocache.postgres.introspection import read_published_schema
 from zerocache.postgres.shard import ShardNames
 from zerocache.postgres.validation import check_schema
 from zerocache.replica.bulk import BulkLoader
+from zerocache.replica.copy_binary import plan_of
 from zerocache.replica.copy_text import decode_fields
 from zerocache.replica.layout import ReplicaConfig
 from zerocache.replica.published import PublishedSchema, PublishedTable
-from zerocache.replica.types import TextDecoder, column_decoder
+from zerocache.replica.types import SQLiteValue, TextDecoder, column_decoder
 
 _REPORT_INTERVAL_S = 1.0
 _MEGABYTE = 1_000_000
@@ -183,19 +185,28 @@ def _copy(
         table.oid: [column_decoder(column) for column in table.columns] for table in schema.tables
     }
 
-    def store(table: PublishedTable, lines: bytes, count: int) -> None:
+    def store_values(
+        table: PublishedTable, values: list[SQLiteValue], rows: int, size: int
+    ) -> None:
         try:
-            if table.columns:
-                values = decode_fields(lines, decoders[table.oid])
-                loader.insert_values(table.wire_name, values)
-            else:
-                loader.insert_rows(table.wire_name, [()] * count)
-        except (ValueError, apsw.TooBigError) as error:
+            loader.insert_values(table.wire_name, values)
+        except apsw.TooBigError as error:
             raise refused(error, table.wire_name) from None
-        progress.add(table, count, len(lines) + 1)
+        progress.add(table, rows, size)
         reach(Place.COPYING)
 
-    copy_tables(connections, schema.tables, sizes, store, stop)
+    def store(table: PublishedTable, lines: bytes, count: int) -> None:
+        if not table.columns:
+            loader.insert_rows(table.wire_name, [()] * count)
+            return
+        try:
+            values = decode_fields(lines, decoders[table.oid])
+        except ValueError as error:
+            raise refused(error, table.wire_name) from None
+        store_values(table, values, count, len(lines) + 1)
+
+    plans = {table.oid: plan for table in schema.tables if (plan := plan_of(table)) is not None}
+    copy_tables(connections, schema.tables, sizes, store, stop, BinaryCopies(plans, store_values))
     progress.finish()
 
 

@@ -11,18 +11,22 @@ table is locked against changes of its shape before the first row is read.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, LiteralString
+from typing import Any, Literal, LiteralString
 
 import psycopg
 from psycopg import pq, sql
+from psycopg._copy_base import parse_row_binary
+from psycopg.adapt import Transformer
 from psycopg.errors import error_from_result
 
 from replication_manager.signals import StopSignal
 from zerocache.errors import ReplicationError
 from zerocache.postgres.connection import connect
+from zerocache.replica.copy_binary import BinaryColumn, BinaryPlan
 from zerocache.replica.published import PublishedTable
+from zerocache.replica.types import SQLiteValue
 
 # Small enough that the strings of a batch stay in the processor's caches (measured: 15 % of CPU).
 BATCH_ROWS = 500
@@ -38,6 +42,19 @@ _SESSION: LiteralString = (
 
 Sink = Callable[[PublishedTable, bytes, int], None]
 """Takes whole lines of COPY text of one table, without the last newline, and their number."""
+ValueSink = Callable[[PublishedTable, list[SQLiteValue], int, int], None]
+"""Takes stored values of one table, row after row, the number of rows, and of bytes received."""
+
+_SIGNATURE = b"PGCOPY\n\xff\r\n\0" + bytes(8)
+_TRAILER = b"\xff\xff"
+
+
+@dataclass(frozen=True, slots=True)
+class BinaryCopies:
+    """The tables that are copied in binary form, by their oid, and where their rows go."""
+
+    plans: Mapping[int, BinaryPlan]
+    sink: ValueSink
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,15 +141,22 @@ def copy_tables(
     sizes: dict[int, TableSize],
     sink: Sink,
     stop: StopSignal,
+    binary: BinaryCopies | None = None,
 ) -> None:
-    """Copy every table; returns when the last row is in ``sink``."""
+    """Copy every table; returns when the last row is in ``sink``, or in that of ``binary``."""
     # The largest first, so that the end is not one connection copying alone.
     waiting = deque(sorted(tables, key=lambda table: -sizes[table.oid].size_bytes))
     idle = list(connections)
     active: list[_Copy] = []
     while waiting or active:
         while waiting and idle:
-            active.append(_Copy(idle.pop(), waiting.popleft(), sizes, sink))
+            table = waiting.popleft()
+            is_partitioned = sizes[table.oid].is_partitioned
+            plan = binary.plans.get(table.oid) if binary is not None else None
+            if binary is None or plan is None:
+                active.append(_TextCopy(idle.pop(), table, is_partitioned, sink))
+            else:
+                active.append(_BinaryCopy(idle.pop(), table, is_partitioned, plan, binary.sink))
         ready = stop.wait_readable(*active, timeout_s=None)
         for copy in [copy for copy in active if copy in ready]:
             if copy.advance():
@@ -147,19 +171,13 @@ class _Copy:
         self,
         connection: psycopg.Connection[Any],
         table: PublishedTable,
-        sizes: dict[int, TableSize],
-        sink: Sink,
+        statement: sql.Composed,
     ) -> None:
         self.connection = connection
         self._table = table
-        self._sink = sink
         self._pgconn = connection.pgconn
-        # Lines received but not yet handed on, and their size.
-        self._lines: list[memoryview] = []
-        self._size = 0
         # False until the server has answered the COPY command.
         self._copying = False
-        statement = _copy_statement(table, sizes[table.oid].is_partitioned)
         self._pgconn.send_query(statement.as_bytes(connection))
         self._pgconn.flush()
 
@@ -173,32 +191,18 @@ class _Copy:
             if self._pgconn.is_busy():
                 return False
             self._begin()
-        receive, append = self._pgconn.get_copy_data, self._lines.append
-        while True:
-            size, line = receive(1)
-            if size <= 0:
-                break
-            append(line)
-            self._size += size
-            if self._size >= BATCH_BYTES:
-                self._flush()
-        if len(self._lines) >= BATCH_ROWS:
-            self._flush()
-        if size == 0:
+        if not self._receive():
             return False
         self._end()
         return True
 
+    def _receive(self) -> bool:
+        """Take in the rows that are there; True after the last one of the table."""
+        raise NotImplementedError
+
     def _flush(self) -> None:
-        if not self._lines:
-            return
-        count = len(self._lines)
-        self._lines[-1] = self._lines[-1][:-1]
-        joined = b"".join(self._lines)
-        # A line may be hundreds of megabytes: one copy of it is enough.
-        self._lines.clear()
-        self._size = 0
-        self._sink(self._table, joined, count)
+        """Hand on the rows that were taken in."""
+        raise NotImplementedError
 
     def _begin(self) -> None:
         result = self._pgconn.get_result()
@@ -220,17 +224,137 @@ class _Copy:
         raise psycopg.OperationalError(self._pgconn.error_message.decode("utf-8", "replace"))
 
 
+class _TextCopy(_Copy):
+    def __init__(
+        self,
+        connection: psycopg.Connection[Any],
+        table: PublishedTable,
+        is_partitioned: bool,
+        sink: Sink,
+    ) -> None:
+        columns = map(sql.Identifier, (column.name for column in table.columns))
+        super().__init__(connection, table, _copy_statement(table, columns, is_partitioned, "text"))
+        self._sink = sink
+        # Lines received but not yet handed on, and their size.
+        self._lines: list[memoryview] = []
+        self._size = 0
+
+    def _receive(self) -> bool:
+        receive, append = self._pgconn.get_copy_data, self._lines.append
+        while True:
+            size, line = receive(1)
+            if size <= 0:
+                break
+            append(line)
+            self._size += size
+            if self._size >= BATCH_BYTES:
+                self._flush()
+        if len(self._lines) >= BATCH_ROWS:
+            self._flush()
+        return size < 0
+
+    def _flush(self) -> None:
+        if not self._lines:
+            return
+        count = len(self._lines)
+        self._lines[-1] = self._lines[-1][:-1]
+        joined = b"".join(self._lines)
+        # A line may be hundreds of megabytes: one copy of it is enough.
+        self._lines.clear()
+        self._size = 0
+        self._sink(self._table, joined, count)
+
+
+class _BinaryCopy(_Copy):
+    def __init__(
+        self,
+        connection: psycopg.Connection[Any],
+        table: PublishedTable,
+        is_partitioned: bool,
+        plan: BinaryPlan,
+        sink: ValueSink,
+    ) -> None:
+        columns = map(_binary_expression, plan.columns)
+        statement = _copy_statement(table, columns, is_partitioned, "binary")
+        super().__init__(connection, table, statement)
+        self._sink = sink
+        self._plan = plan
+        self._transformer = Transformer(connection)
+        self._transformer.set_loader_types(
+            [column.read_as for column in plan.columns], pq.Format.BINARY
+        )
+        # Values received but not yet handed on, and how many bytes they came in.
+        self._values: list[Any] = []
+        self._size = 0
+        # The stream begins with a signature, maybe in one message with the first row.
+        self._signed = False
+
+    def _receive(self) -> bool:
+        receive, transformer = self._pgconn.get_copy_data, self._transformer
+        enough = BATCH_ROWS * len(self._plan.columns)
+        extend = self._values.extend
+        while True:
+            row: memoryview | bytes
+            size, row = receive(1)
+            if size <= 0:
+                break
+            if not self._signed:
+                row = self._without_signature(row)
+            if len(row) <= len(_TRAILER):
+                continue  # it is the trailer, or nothing came with the signature
+            extend(parse_row_binary(row, transformer) or ())
+            self._size += size
+            if self._size >= BATCH_BYTES:
+                self._flush()
+                extend = self._values.extend
+        if len(self._values) >= enough:
+            self._flush()
+        return size < 0
+
+    def _without_signature(self, message: memoryview) -> bytes:
+        if message[: len(_SIGNATURE)] != _SIGNATURE:
+            raise ReplicationError(
+                f"the server began the copy of table {self._table.wire_name} with "
+                f"{bytes(message[: len(_SIGNATURE)])!r}, which is no COPY signature: something "
+                "between this program and PostgreSQL changes what they say; connect directly",
+                code="ZC245",
+            )
+        self._signed = True
+        return bytes(message[len(_SIGNATURE) :])
+
+    def _flush(self) -> None:
+        if not self._values:
+            return
+        values, self._values = self._values, []
+        size, self._size = self._size, 0
+        rows = len(values) // len(self._plan.columns)
+        self._sink(self._table, self._plan.finish(values), rows, size)
+
+
 def _identifier(table: PublishedTable) -> sql.Identifier:
     return sql.Identifier(table.schema, table.name)
 
 
-def _copy_statement(table: PublishedTable, is_partitioned: bool) -> sql.Composed:
-    columns = sql.SQL(", ").join(sql.Identifier(column.name) for column in table.columns)
-    only = sql.SQL("" if is_partitioned else "ONLY ")
+def _binary_expression(column: BinaryColumn) -> sql.Composable:
+    # What has no cast to text of its own is cast by its output function, as for the stream.
+    cast = "::pg_catalog.text" if column.cast else ""
+    return sql.SQL("{}" + cast).format(sql.Identifier(column.name))
+
+
+def _copy_statement(
+    table: PublishedTable,
+    columns: Iterable[sql.Composable],
+    is_partitioned: bool,
+    form: Literal["text", "binary"],
+) -> sql.Composed:
     where: sql.Composable = sql.SQL("")
     if table.row_filter is not None:
         # An expression of the publication, printed by the server.
         where = sql.SQL(" WHERE ") + sql.SQL(table.row_filter)
-    return sql.SQL("COPY (SELECT {} FROM {}{}{}) TO STDOUT").format(
-        columns, only, _identifier(table), where
+    return sql.SQL("COPY (SELECT {} FROM {}{}{}) TO STDOUT (FORMAT {})").format(
+        sql.SQL(", ").join(columns),
+        sql.SQL("" if is_partitioned else "ONLY "),
+        _identifier(table),
+        where,
+        sql.SQL(form),
     )

@@ -134,7 +134,7 @@ class Node:
     def sync_workers(self) -> list[psutil.Process]:
         """The processes that serve clients."""
         name = "view_syncer" if self.kind == "zerocache" else "syncer"
-        return [p for p in self.processes()[1:] if any(name in part for part in p.cmdline())]
+        return [p for p in self.processes()[1:] if any(name in part for part in _command(p))]
 
     def stop(self) -> int:
         """End it as an orchestrator would, with SIGTERM; its exit code."""
@@ -182,6 +182,13 @@ class Node:
                 # Ended between the listing and now, which is what is wanted.
                 one.kill()
         psutil.wait_procs(processes, timeout=10)
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return list(process.cmdline())
+    except psutil.NoSuchProcess:
+        return []
 
 
 def _runs(process: psutil.Process) -> bool:

@@ -7,10 +7,12 @@ clients their connections, and nothing else.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -115,8 +117,7 @@ class _Second:
 
     def start(self) -> None:
         """After the node, whose settings it takes over."""
-        (worker, *_) = self._node.sync_workers()
-        environment = worker.environ()
+        environment = self._settings()
         ready, tell = os.pipe()
         command = [sys.executable, "-m", "tests.fuzz.model_second", str(self._port), str(tell)]
         with self.log.open("ab") as log:
@@ -133,6 +134,19 @@ class _Second:
             if answer.read() != b"ready":
                 tail = self.log.read_text(errors="replace")[-1500:]
                 raise RuntimeError(f"the second view-syncer did not start: {tail}")
+
+    def _settings(self) -> dict[str, str]:
+        """The environment of the worker, or of its successor if it was killed a moment ago."""
+        deadline = time.monotonic() + 30
+        while True:
+            for worker in self._node.sync_workers():
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    environment = worker.environ()
+                    if environment:  # else it is about to end
+                        return dict(environment)
+            if time.monotonic() > deadline:
+                raise Broken("the node has had no sync worker for 30 s")
+            time.sleep(0.02)
 
     def kill(self) -> None:
         if self._process is not None:

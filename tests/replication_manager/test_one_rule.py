@@ -17,18 +17,23 @@ import psycopg
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 from psycopg import sql
 
 from replication_manager.pgoutput import Insert, decode
+from replication_manager.signals import StopSignal
+from replication_manager.table_copy import BinaryCopies, copy_tables, read_sizes
 from tests.conftest import PostgresCluster
 from tests.replica.reference_values import FILE
 from tests.replica.values import EXTENSIONS, HIDDEN, HIDDEN_ARRAYS, SETUP, SYNCED, everything
 from tests.replication_manager.conftest import RunSql
 from tests.replication_manager.harness import Replicator, compare
 from zerocache.postgres.introspection import read_published_schema
+from zerocache.replica.copy_binary import plan_of
 from zerocache.replica.copy_text import decode_rows
+from zerocache.replica.published import PublishedTable
 from zerocache.replica.reader import load_schema
-from zerocache.replica.types import column_decoder, row_decoder
+from zerocache.replica.types import SQLiteValue, column_decoder, row_decoder
 
 # Whatever is set for the database must not show in the replica.
 HOSTILE = {
@@ -252,6 +257,15 @@ def test_random_values_by_copy_and_stream(database: str, app_id: str) -> None:
         (table,) = read_published_schema(connection, ["pub"]).tables
         decoders = [column_decoder(column) for column in table.columns]
         stream = row_decoder(decoders)
+        exact = structs.replace(
+            table,
+            columns=tuple(
+                column
+                for column in table.columns
+                if plan_of(structs.replace(table, columns=(table.columns[0], column)))
+            ),
+        )
+        assert len(exact.columns) > len(COLUMNS) / 2
         casts = ", ".join(f"%s::text::{kind}" if "[" not in kind and kind != "bytea" else
                           f"%s::{kind}" for kind in COLUMNS)  # fmt: skip
         insert = f"INSERT INTO t VALUES ({casts})".encode()
@@ -263,12 +277,35 @@ def test_random_values_by_copy_and_stream(database: str, app_id: str) -> None:
             connection.execute(insert, row)
             with connection.cursor() as cursor, cursor.copy("COPY t TO STDOUT") as copy:
                 (copied,) = decode_rows(b"".join(copy)[:-1], decoders)
+            assert repr(_copied_in_binary(connection, exact)) == repr(
+                [copied[at] for at, column in enumerate(table.columns) if column in exact.columns]
+            )
             payloads = [bytes(data) for (data,) in connection.execute(PEEK, [app_id])]
             (new,) = (one.new for one in map(decode, payloads) if isinstance(one, Insert))
             streamed = stream(new)
             assert repr(list(copied)) == repr(streamed)
 
         check()
+
+
+def _copied_in_binary(
+    connection: psycopg.Connection[Any], table: PublishedTable
+) -> list[SQLiteValue]:
+    """The values of the only row."""
+    plan = plan_of(table)
+    assert plan is not None
+    copied: list[SQLiteValue] = []
+    never = StopSignal()
+    copy_tables(
+        [connection], [table], read_sizes(connection, [table]), _refuse, never,
+        BinaryCopies({table.oid: plan}, lambda _table, values, _rows, _size: copied.extend(values)),
+    )  # fmt: skip
+    never.close()
+    return copied
+
+
+def _refuse(table: PublishedTable, _lines: bytes, _count: int) -> None:
+    raise AssertionError(f"{table.wire_name} was copied as text")
 
 
 # --- random identifiers --------------------------------------------------------------------------

@@ -23,7 +23,11 @@ def decode_float(text: str) -> int | float | None:
     Beyond 2^53 a double names a range of integers; it stays REAL, since as INTEGER it would look
     like an exact value no client can hold.
     """
-    number = float(text)
+    return stored_float(float(text))
+
+
+def stored_float(number: float) -> int | float | None:
+    """As :func:`decode_float` for a value that is a double already."""
     if number.is_integer():
         return int(number) if -_MAX_SAFE <= number <= _MAX_SAFE else number
     return _finite(number)

@@ -11,8 +11,8 @@ from __future__ import annotations
 import re
 from datetime import UTC, date, datetime, timedelta
 
-_DAY_MS = 86_400_000
-_DAY_US = _DAY_MS * 1_000
+DAY_MS = 86_400_000
+_DAY_US = DAY_MS * 1_000
 _EPOCH_ORDINAL = date(1970, 1, 1).toordinal()
 _EPOCH = datetime(1970, 1, 1)
 _EPOCH_UTC = datetime(1970, 1, 1, tzinfo=UTC)
@@ -33,7 +33,7 @@ _TIME = re.compile(
 def decode_date(text: str) -> int | None:
     """Milliseconds between the epoch and UTC midnight of that day."""
     if len(text) == 10 and text[4] == "-":
-        return (date.fromisoformat(text).toordinal() - _EPOCH_ORDINAL) * _DAY_MS
+        return (date.fromisoformat(text).toordinal() - _EPOCH_ORDINAL) * DAY_MS
     micros = _parse_stamp(text)
     return None if micros is None else micros // 1_000
 
@@ -51,6 +51,11 @@ def decode_timestamp(text: str) -> int | float | None:
         if parsed is None:
             return None
         micros = parsed
+    return stored_micros(micros)
+
+
+def stored_micros(micros: int) -> int | float:
+    """Milliseconds of a moment in microseconds since the epoch."""
     # Division of integers rounds correctly, so equal moments have equal stored values.
     return micros // 1_000 if micros % 1_000 == 0 else micros / 1_000
 
@@ -69,7 +74,7 @@ def decode_time(text: str) -> int:
         millis += int(fraction.ljust(6, "0")) // 1_000
     if sign is not None:
         millis -= _signed(sign, _seconds(*offset)) * 1_000
-    return millis if millis == _DAY_MS else millis % _DAY_MS
+    return millis if millis == DAY_MS else millis % DAY_MS
 
 
 def _parse_stamp(text: str) -> int | None:
