@@ -425,7 +425,5 @@ def _shared_body(
     body = shared.get(update.share)
     if body is None:
         body = shared[update.share] = PokeBody(version)
-        if update.dels:
-            body.rows.append(update.dels)
-        body.rows.extend(update.puts)
+        body.rows.extend(update.rows())
     return body
