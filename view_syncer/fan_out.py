@@ -8,8 +8,9 @@ to it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Protocol
 
 from view_syncer.cvr.facts import RowKey
@@ -40,6 +41,14 @@ class GroupUpdate:
     puts: list[list[str]] = field(default_factory=list)
     internal: dict[QueryKey, RowPatch] = field(default_factory=dict)
     failed: dict[QueryKey, QueryError] = field(default_factory=dict)
+
+    def rows(self) -> list[Sequence[str]]:
+        """The row operations in order. A row that several queries hold is put once."""
+        runs: list[Sequence[str]] = [self.dels] if self.dels else []
+        if len(self.puts) == 1:
+            return [*runs, self.puts[0]]
+        puts = list(dict.fromkeys(chain.from_iterable(self.puts)))
+        return [*runs, puts] if puts else runs
 
 
 @dataclass(slots=True)

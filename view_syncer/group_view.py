@@ -134,9 +134,7 @@ class GroupView:
         if body is None:
             body = PokeBody(self._facts.version(advance.version))
             self._queries.add_internal(self._record.group_id, update, body)
-            if update.dels:
-                body.rows.append(update.dels)
-            body.rows.extend(update.puts)
+            body.rows.extend(update.rows())
         return body
 
     def _report_failed(self, failed: Mapping[QueryHash, QueryError]) -> None:

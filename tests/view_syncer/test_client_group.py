@@ -227,6 +227,17 @@ async def test_mutation_results_are_put_and_deleted(server: Server, app_id: str)
     await client.wait_for(lambda: len(results) == 1)
 
 
+async def test_row_that_several_queries_hold_is_put_once(server: Server) -> None:
+    client = await server.connected(ALL_TASKS, task_where(title="A"), task_where(id="a"))
+    before = len(client.pokes)
+    await client.wait_cookie(server.replica.write(edit_task("a", n=7), put_task("z", title="A")))
+    assert sorted(op for poke in client.pokes[before:] for op in row_ops(poke)) == [
+        ("put", "a"),
+        ("put", "z"),
+    ]
+    assert client.state.table("task")["a",]["n"] == 7
+
+
 async def test_rows_shared_by_two_queries_stay_while_one_wants_them(server: Server) -> None:
     """sync-protocol.md §10 #51"""
     one = task_where(title="A")

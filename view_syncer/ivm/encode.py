@@ -7,9 +7,9 @@ Python never looks at a column value: a ``put`` is one string per row straight f
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from typing import Any
 
@@ -100,6 +100,27 @@ def _unsafe_integer(*arguments: Any) -> Any:
     )
 
 
+class MadeTexts:
+    """Texts of rows by what they are for; each is made once."""
+
+    def __init__(self) -> None:
+        self._texts: dict[tuple[str, ...], dict[int, str | None]] = {}
+
+    def of(
+        self,
+        kind: tuple[str, ...],
+        rowids: Collection[int],
+        make: Callable[[Collection[int]], Iterable[tuple[int, str]]],
+    ) -> dict[int, str]:
+        """The texts of those of ``rowids`` that exist; ``make`` makes those that are missing."""
+        known = self._texts.setdefault(kind, {})
+        missing = [rowid for rowid in rowids if rowid not in known]
+        if missing:
+            made = dict(make(missing))
+            known.update((rowid, made.get(rowid)) for rowid in missing)
+        return {rowid: text for rowid in rowids if (text := known[rowid]) is not None}
+
+
 class Encoder:
     """Encodes rows for one client schema; the statements are built once per table."""
 
@@ -133,23 +154,26 @@ class Encoder:
         old: apsw.Connection,
         new: apsw.Connection,
         delta: Delta,
+        made: MadeTexts | None = None,
     ) -> RowPatch:
+        """``made`` is for all deltas of one advance: a row that several queries hold is encoded
+        once."""
+        made = MadeTexts() if made is None else made
         patch = RowPatch()
         for table, change in delta.items():
             sql = self._table(table)
             if sql is None:
                 continue
-            if change.left:
-                patch.dels.extend(self._dels(old, sql, table, change.left))
-            if change.edited:
-                self._rekeyed(old, new, sql, table, change.edited, patch)
-            if change.entered:
-                patch.keys.extend(
-                    text for _, _, text in self._dels(new, sql, table, change.entered)
-                )
-            current = change.entered | change.edited
-            if current:
-                patch.puts.extend(text for _, text in _encoded(new, sql.put, table, current))
+            # What names a row that leaves, or changes its name, is asked of the older snapshot.
+            old_rows, new_rows = change.left | change.edited, change.entered | change.edited
+            before = made.of(("old", table), old_rows, partial(_texts, old, sql.del_))
+            after = made.of(("new", table), new_rows, partial(_texts, new, sql.del_))
+            puts = made.of(("put", table), new_rows, partial(_encoded, new, sql.put, table))
+            gone = (rowid for rowid in change.left if rowid in before)
+            patch.dels.extend((table, rowid, before[rowid]) for rowid in gone)
+            self._rekeyed(table, change.edited, before, after, patch)
+            patch.keys.extend(after[rowid] for rowid in change.entered if rowid in after)
+            patch.puts.extend(puts.values())
         return patch
 
     def keys_by_row(
@@ -181,19 +205,17 @@ class Encoder:
 
     def _rekeyed(
         self,
-        old: apsw.Connection,
-        new: apsw.Connection,
-        sql: PatchSql,
         table: str,
         rowids: Collection[int],
+        before: Mapping[int, str],
+        after: Mapping[int, str],
         patch: RowPatch,
     ) -> None:
         """Deletions of the keys that edited rows had before, where the key changed. The rowid is
         given as 0: such a deletion stands whoever holds the row."""
-        before = dict(_texts(old, sql.del_, rowids))
-        after = dict(_texts(new, sql.del_, rowids))
-        for rowid, text in before.items():
-            if after.get(rowid) != text:
+        for rowid in rowids:
+            text = before.get(rowid)
+            if text is not None and after.get(rowid) != text:
                 patch.dels.append((table, 0, text))
                 if rowid in after:
                     patch.keys.append(after[rowid])

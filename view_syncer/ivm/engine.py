@@ -17,7 +17,7 @@ import structlog
 from view_syncer.ivm.advice import Examination, examine
 from view_syncer.ivm.changes import Batch, read_batch
 from view_syncer.ivm.digest import Digest
-from view_syncer.ivm.encode import ClientTables, Encoder, RowPatch
+from view_syncer.ivm.encode import ClientTables, Encoder, MadeTexts, RowPatch
 from view_syncer.ivm.hydration import EncodedRows, Hydration, HydrationRequest
 from view_syncer.ivm.pipeline import Delta, Pipeline, Touch, changed_since
 from view_syncer.ivm.plan import Plan, make_plan
@@ -331,9 +331,10 @@ class Engine:
         if not batch:
             return result
         result.deltas = self._deltas(batch, new)
+        made: dict[ClientTables, MadeTexts] = {}
         for pipeline, delta in result.deltas.items():
             if delta:
-                self._encode(pipeline, delta, old, new, result)
+                self._encode(pipeline, delta, old, new, result, made)
         return result
 
     def _recomputes(self, table: str, rows: int) -> bool:
@@ -378,11 +379,13 @@ class Engine:
         old: SnapshotReader,
         new: SnapshotReader,
         result: Advance,
+        made: dict[ClientTables, MadeTexts],
     ) -> None:
         patches: dict[ClientTables, RowPatch] = {}
         for client in self._clients[pipeline]:
             try:
-                patches[client] = self.encoder(client).delta(old.db, new.db, delta)
+                texts = made.setdefault(client, MadeTexts())
+                patches[client] = self.encoder(client).delta(old.db, new.db, delta, texts)
             except QueryError as error:
                 result.failed[pipeline, client] = error
         result.patches[pipeline] = patches
