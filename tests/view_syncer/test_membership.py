@@ -275,11 +275,11 @@ async def test_query_that_is_followed_all_the_time_is_known_at_every_version(
         await run.keeper.flush()
         world.advance("q1", frozenset(rows))
     await run.keeper.flush()
-    for number, rows in world.truth["q1"].items():
+    for number, truth in world.truth["q1"].items():
         base = run.keeper.version(Watermark(lexi_encode(number)))
         held = await run.keeper.held(base, [unit_id(cast(Pipeline, Query("q1")), TABLES)], "g")
         assert held is not None
-        assert held.rows == rows
+        assert held.rows == truth
     await store.close()
 
 
