@@ -159,6 +159,27 @@ async def test_cookie_of_a_server_that_did_not_know_that_a_query_went_leaves_no_
     assert one.state.rows == two.state.rows
 
 
+async def test_tab_hears_of_queries_that_another_server_was_asked_for_when_it_comes_back(
+    server: Server, other: Server
+) -> None:
+    """Until then all it was told is true of its cookie: the queries it got are complete and the
+    rows are theirs, no more and no less. What other tabs want changes nothing for it; to tell it
+    at once the servers would have to take the group from each other, again and again."""
+    replica = server.replica
+    replica.write(put_tag("t"))
+    one = await server.connected(ALL_TASKS)
+    two = await moved(other, await server.connected(client_id="two", state=copied(one.state)))
+    two.change_queries(put=[ALL_TAGS])
+    await two.wait_got(ALL_TAGS)
+    await one.wait_cookie(replica.write(put_tag("u"), edit_task("a", title="A2")))
+    assert one.state.got == {ALL_TASKS.hash}
+    assert set(one.state.rows) == {("task", (key,)) for key in "abc"}
+    one = await moved(server, one, ALL_TASKS, task_where(n=7))
+    assert one.state.got == {ALL_TASKS.hash, ALL_TAGS.hash, task_where(n=7).hash}
+    assert set(one.state.table("tag")) == {("t",), ("u",)}
+    assert one.state.desired["two"] == {ALL_TAGS.hash}
+
+
 async def test_server_that_was_overtaken_gives_its_group_up_quietly(
     server: Server, other: Server
 ) -> None:

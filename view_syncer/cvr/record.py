@@ -3,6 +3,11 @@
 Pure state and the rules that move it (sync-protocol.md §4.3-4.5); no I/O. Every method that
 changes what clients see notes it in a :class:`ConfigChange`, from which the caller makes one
 version bump, one flush and one poke. Rows are not in here: they belong to queries.
+
+Several servers may serve a group, each with the record as it read it. One that another overtook
+goes on telling its clients the truth about the queries it knows, and fails when it has something
+to write: its clients then come back and hear of the others' changes. It does not look before,
+because each look could only end in taking the group over, which the other would notice in turn.
 """
 
 from __future__ import annotations
