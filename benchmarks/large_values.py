@@ -34,11 +34,11 @@ _KINDS: dict[str, ColumnType] = {"t": "string", "j": "json"}
 
 
 def _schema() -> ClientSchema:
-    large = {"id": "number", "n": "number", **_KINDS}
-    wide = {"id": "number", **{f"c{i}": "number" for i in range(_COLUMNS)}}
+    large: dict[str, ColumnType] = {"id": "number", "n": "number", **_KINDS}
+    wide: dict[str, ColumnType] = {"id": "number", **{f"c{i}": "number" for i in range(_COLUMNS)}}
     return ClientSchema(
         {
-            name: TableSchema({column: {"type": kind} for column, kind in columns.items()}, ["id"])  # type: ignore[misc]
+            name: TableSchema({column: {"type": kind} for column, kind in columns.items()}, ["id"])
             for name, columns in (("large", large), ("wide", wide))
         }
     )

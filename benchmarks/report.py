@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import apsw
-import psutil  # type: ignore[import-untyped]
+import psutil
 
 RESULTS = Path(__file__).parent / "results"
 

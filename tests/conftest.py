@@ -215,6 +215,11 @@ class PostgresCluster:
     def kill9(self) -> None:
         """End every process of the server at once; nothing is flushed, nobody is told."""
         assert self.process is not None
+        if isinstance(self.process, ContainerProcess):
+            self.process.send_signal(signal.SIGKILL)  # with it the container ends
+            self.process.wait(20)
+            self.process = None
+            return
         postmaster = psutil.Process(self.process.pid)
         postmaster.suspend()
         # Nobody is born any more, and nobody sees the others die.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import queue
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
@@ -39,7 +40,7 @@ from view_syncer.ivm.engine import Engine
 from view_syncer.ivm.hydration import HydrationLimits, HydrationRequest
 from view_syncer.ivm.pipeline import Pipeline
 from view_syncer.ivm.snapshot import ReaderPool, SnapshotReader
-from view_syncer.membership import MAX_CHECKPOINT_ROWS, MembershipLog, Taken, UnitId
+from view_syncer.membership import MAX_CHECKPOINT_ROWS, MembershipLog, Taken, Unit, UnitId
 from zerocache.errors import QueryError
 from zerocache.failpoints import Place, reach
 from zerocache.protocol.versions import Watermark
@@ -213,9 +214,10 @@ class EngineHost:
         """What a client that has the rows ``held`` of version ``base`` needs to have it all."""
         return await self._call(lambda e: self._fan_out.difference(e, group, client, held, base))
 
-    async def take_moves(self) -> Taken:
-        """What moved in and out of the queries here since the last call."""
-        return await self._call(lambda e: self._membership.take(e.version))
+    async def take_moves(self, keep_ended_s: float = math.inf) -> Taken:
+        """What moved in and out of the queries here since the last call, and which units that
+        ended so long ago are to be forgotten."""
+        return await self._call(lambda e: self._membership.take(e.version, keep_ended_s))
 
     async def take_due(self, *, all_due: bool = False) -> list[UnitId]:
         """Units that are to be written down now by :meth:`members`; with ``all_due`` also young
@@ -227,12 +229,18 @@ class EngineHost:
         return self._membership.waiting()
 
     async def members(self, unit: UnitId) -> tuple[Watermark, Members] | None:
-        """The rows of a unit and their version; None if it is gone, or too large to be written
-        down. Named on another thread, on a snapshot of its own."""
+        """The rows of a unit and their version; None if it is gone, or cannot be written down.
+        Named on another thread, on a snapshot of its own."""
         pinned = await self._call(lambda _: self._pin(unit))
         if pinned is None:
             return None
-        return await asyncio.to_thread(pinned.read, self._readers)
+        try:
+            return await asyncio.to_thread(pinned.read, self._readers)
+        except QueryError as error:
+            # Whoever is to be sent one of its rows is told so.
+            log.warning("members_not_named", reason=str(error))
+            await self._call(lambda _: self._membership.give_up(pinned.unit))
+            return None
 
     async def drop(self, group: Group) -> None:
         """Release all queries of a group."""
@@ -368,7 +376,7 @@ class EngineHost:
         if unit is None:
             return None
         if unit.pipeline.row_count() > MAX_CHECKPOINT_ROWS:
-            self._membership.too_large(unit)
+            self._membership.give_up(unit)
             return None
         reader = self._readers.take()
         try:
@@ -389,7 +397,8 @@ class EngineHost:
             self._membership.postpone(unit)
             return None
         since = self._membership.written(unit, engine.version)
-        return _Pinned(reader, unit.pipeline.rows(), engine.encoder(unit.client), since)
+        encoder = engine.encoder(unit.client)
+        return _Pinned(unit, reader, unit.pipeline.rows(), encoder, since)
 
     def _adopt(self, engine: Engine, prepared: Prepared) -> Engine:
         """Take in what was hydrated elsewhere; returns the engine, which may be a new one if the
@@ -406,6 +415,7 @@ class EngineHost:
 class _Pinned:
     """``rows`` as of the snapshot of ``reader``."""
 
+    unit: Unit
     reader: SnapshotReader
     rows: dict[str, set[int]]
     encoder: Encoder

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 from collections.abc import Collection, Iterable
 
 import apsw
@@ -41,7 +42,7 @@ from view_syncer.cvr.store import (
 )
 from view_syncer.engine_host import EngineHost
 from view_syncer.fact_reader import FactReader
-from view_syncer.membership import CHECKPOINT_AGE_S, UnitId
+from view_syncer.membership import CHECKPOINT_AGE_S, Taken, UnitId
 from zerocache.protocol.versions import NO_STATE, NOBODY, ViewVersion, Watermark
 
 log = structlog.get_logger(__name__)
@@ -57,15 +58,21 @@ class FactKeeper:
     """:meth:`open`, :meth:`run` until cancelled, :meth:`close`; :meth:`advanced` whenever the
     engine moved."""
 
-    def __init__(self, store: FactStore, engine: EngineHost) -> None:
+    def __init__(
+        self, store: FactStore, engine: EngineHost, keep_ended_s: float = math.inf
+    ) -> None:
         self._store = store
         self._engine = engine
+        # How long facts of queries that nobody follows are kept for whoever comes back.
+        self._keep_ended_s = keep_ended_s
         self.author = 0
         self._moved = asyncio.Event()
         self._lock = asyncio.Lock()
         self._complete_to = NO_STATE
         self._unwritten: dict[UnitId, list[Move]] = {}
         self._unwritten_members: dict[UnitId, UnitWrite] = {}
+        # Units whose facts must go before anything is written.
+        self._forgotten: set[UnitId] = set()
         self._silent = False
         self._flushing: set[asyncio.Task[None]] = set()
         self._reader = FactReader(store)
@@ -125,16 +132,18 @@ class FactKeeper:
             if not self._silent:
                 await self._read_members(due)
             # After the members: what is written must be complete up to their version.
-            taken = await self._engine.take_moves()
+            taken = await self._engine.take_moves(self._keep_ended_s)
             if self._silent:
                 return
-            for unit, moves in taken.moves.items():
-                self._unwritten.setdefault(unit, []).extend(moves)
-            nothing = not self._unwritten and not self._unwritten_members
+            self._note_taken(taken)
+            nothing = not (self._unwritten or self._unwritten_members or self._forgotten)
             if taken.version == self._complete_to and nothing and not always:
                 return
             writes = [*self._deltas(), *self._unwritten_members.values()]
             try:
+                if self._forgotten:
+                    await self._store.drop_facts(self.author + 1, self._forgotten)
+                    self._forgotten.clear()
                 await self._store.write_facts(self.author + 1, taken.version, writes)
             except AuthorForgotten as error:
                 self._fall_silent(str(error))
@@ -148,6 +157,14 @@ class FactKeeper:
                 self._unwritten.clear()
                 self._unwritten_members.clear()
                 self._complete_to = taken.version
+
+    def _note_taken(self, taken: Taken) -> None:
+        for unit in taken.forgotten:
+            self._forgotten.add(unit)
+            self._unwritten.pop(unit, None)
+            self._unwritten_members.pop(unit, None)
+        for unit, moves in taken.moves.items():
+            self._unwritten.setdefault(unit, []).extend(moves)
 
     def _deltas(self) -> list[UnitWrite]:
         return [
@@ -177,6 +194,7 @@ class FactKeeper:
         self._silent = True
         self._unwritten.clear()
         self._unwritten_members.clear()
+        self._forgotten.clear()
 
     # -- reading ---------------------------------------------------------------------------------
 

@@ -1,13 +1,18 @@
 """What moved in and out of the queries that run: the engine's side of the membership facts.
 
 Lives on the engine's thread. Knows each *unit* (a pipeline as one client schema reads it) from
-the moment somebody follows it, and every move of it since; hands the moves over to be written.
-Invariant: a unit's moves since its beginning are complete, or the unit is not known here.
+the moment somebody follows it, and every move of it since; hands the moves over to be written, and
+says which of what was written is to be forgotten: of queries that ended long ago, or whose rows
+cannot be written down any more. Whoever comes back from there is sent all of its view.
+
+Invariants: a unit's moves since its beginning are complete, or the unit is not known here; what is
+on record of a unit that is not known here is about to be forgotten.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -29,7 +34,10 @@ before the time before last is then forgotten."""
 MAX_DUE = 64
 """Units written down at a time: each costs the engine a moment."""
 MAX_CHECKPOINT_ROWS = 200_000
-"""Units that are larger at first are not written down: their clients start over instead."""
+"""Units that are larger are not written down: their clients start over instead."""
+MAX_ENDED = 10_000
+"""Units that nobody follows and that are on record all the same, for whoever comes back. Beyond,
+those that ended first are forgotten."""
 
 
 @dataclass(slots=True, eq=False)
@@ -50,11 +58,21 @@ class Unit:
 
 
 @dataclass(frozen=True, slots=True)
+class _Ended:
+    """Since when nobody follows a unit, and the version up to which its moves are known."""
+
+    known_to: Watermark
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Taken:
-    """Everything up to ``version`` that was not taken before."""
+    """Everything up to ``version`` that was not taken before. What was written of units that are
+    ``forgotten`` must go first: it does not lead to ``version``."""
 
     version: Watermark
     moves: dict[UnitId, list[Move]]
+    forgotten: list[UnitId] = field(default_factory=list)
 
 
 def unit_id(pipeline: Pipeline, client: ClientTables) -> UnitId:
@@ -75,9 +93,13 @@ class MembershipLog:
         self._clock = clock
         self._units: dict[tuple[Pipeline, ClientTables], Unit] = {}
         self._by_id: dict[UnitId, Unit] = {}
-        # Units whose members were written down by this life, whether they still run or not; for
-        # those that do not, the version up to which their moves are known.
-        self._on_record: dict[UnitId, Watermark | None] = {}
+        # Units whose members were written down by this life and that run.
+        self._on_record: set[UnitId] = set()
+        # The same for those that do not run any more, in the order in which they ended.
+        self._ended: dict[UnitId, _Ended] = {}
+        # Those of them of which it was not yet written that nothing is known any further.
+        self._open_ended: set[UnitId] = set()
+        self._forgotten: list[UnitId] = []
         # Moves of units that ended before they were taken.
         self._orphans: dict[UnitId, list[Move]] = {}
         self._dirty: set[Unit] = set()
@@ -94,7 +116,13 @@ class MembershipLog:
         unit = Unit(unit_id(pipeline, client), pipeline, client, version, self._clock())
         self._units[pipeline, client] = self._by_id[unit.id] = unit
         self._young.append(unit)
-        if self._on_record.get(unit.id, version) != version:
+        ended = self._ended.pop(unit.id, None)
+        if ended is None:
+            return
+        self._on_record.add(unit.id)
+        open_ended = unit.id in self._open_ended
+        self._open_ended.discard(unit.id)
+        if open_ended and ended.known_to != version:
             # Or what is on record would be taken to lead up to here.
             unit.pending.append(Move(version, [], [], begins=True))
             self._dirty.add(unit)
@@ -108,7 +136,9 @@ class MembershipLog:
         unit.ended = True
         self._dirty.discard(unit)
         if unit.id in self._on_record:
-            self._on_record[unit.id] = known_to
+            self._on_record.discard(unit.id)
+            self._ended[unit.id] = _Ended(known_to, self._clock())
+            self._open_ended.add(unit.id)
             self._orphans.setdefault(unit.id, []).extend(unit.pending)
 
     def id_of(self, pipeline: Pipeline, client: ClientTables) -> UnitId | None:
@@ -137,16 +167,38 @@ class MembershipLog:
         for pipeline, client in list(self._units):
             self.ended(pipeline, client, known_to)
 
-    def take(self, version: Watermark) -> Taken:
+    def take(self, version: Watermark, keep_ended_s: float = math.inf) -> Taken:
         """``version`` is the engine's. Moves of units that are not on record wait until they are:
-        without their members nothing follows from them."""
+        without their members nothing follows from them. Those that ended ``keep_ended_s`` ago are
+        forgotten."""
+        forgotten = self._take_forgotten(keep_ended_s)
         moves, self._orphans = {u: m for u, m in self._orphans.items() if m}, {}
         for unit in [unit for unit in self._dirty if unit.id in self._on_record]:
             # A unit may have ended and begun again since the last time.
             moves.setdefault(unit.id, []).extend(unit.pending)
             unit.pending = []
             self._dirty.discard(unit)
-        return Taken(version, moves)
+        self._close_ended(version, moves)
+        return Taken(version, moves, forgotten)
+
+    def _close_ended(self, version: Watermark, moves: dict[UnitId, list[Move]]) -> None:
+        """What is written now is complete up to ``version``, for good. Of units that ended before
+        it says that they were not followed so far: one may begin again at this very version."""
+        for unit_id in [u for u in self._open_ended if self._ended[u].known_to != version]:
+            moves.setdefault(unit_id, []).append(Move(version, [], [], begins=True))
+            self._open_ended.discard(unit_id)
+
+    def _take_forgotten(self, keep_ended_s: float) -> list[UnitId]:
+        forgotten, self._forgotten = self._forgotten, []
+        while self._ended:
+            unit_id, ended = next(iter(self._ended.items()))
+            if len(self._ended) <= MAX_ENDED and self._clock() - ended.at_s < keep_ended_s:
+                break
+            del self._ended[unit_id]
+            self._open_ended.discard(unit_id)
+            self._orphans.pop(unit_id, None)
+            forgotten.append(unit_id)
+        return forgotten
 
     def take_due(self, *, all_due: bool = False) -> list[UnitId]:
         """Units are due to be written when they have lived for a while, with ``all_due`` at once,
@@ -155,7 +207,7 @@ class MembershipLog:
         old_enough_s = self._clock() - (0.0 if all_due else CHECKPOINT_AGE_S)
         while self._young and len(due) < MAX_DUE and self._young[0].born_s <= old_enough_s:
             unit = self._young.popleft()
-            if not unit.ended:
+            if not (unit.ended or unit.mute):
                 due.append(unit.id)
         return due
 
@@ -164,15 +216,21 @@ class MembershipLog:
         if unit.written is not None:
             unit.since = unit.written
         unit.written, unit.moved = version, 0
-        self._on_record.setdefault(unit.id, None)
+        self._on_record.add(unit.id)
         return unit.since
 
-    def too_large(self, unit: Unit) -> None:
-        """It was due, but is not written down. If it never was, nobody needs its moves."""
-        if unit.id not in self._on_record:
-            unit.mute = True
-            unit.pending.clear()
-            self._dirty.discard(unit)
+    def give_up(self, unit: Unit) -> None:
+        """It was due, but cannot be written down: nobody needs its moves. Does nothing if it ended
+        by now."""
+        if unit.ended:
+            return
+        unit.mute = True
+        unit.pending.clear()
+        self._dirty.discard(unit)
+        if unit.id in self._on_record:
+            self._on_record.discard(unit.id)
+            self._orphans.pop(unit.id, None)
+            self._forgotten.append(unit.id)
 
     def postpone(self, unit: Unit) -> None:
         """It was due, but could not be read."""

@@ -23,7 +23,7 @@ from view_syncer.fan_out import GroupUpdate
 from view_syncer.ivm.encode import ClientTables, PatchSql
 from view_syncer.poke import PokeBody
 from view_syncer.transform import NamedQuery, QueryTransformer, TransformedQuery
-from zerocache.errors import UnsafeIntegerError
+from zerocache.errors import QueryError, UnsafeIntegerError
 from zerocache.protocol.versions import Watermark
 from zerocache.replica.sql import quote
 from zerocache.zql.ast import ColumnRef, LiteralRef, Query, Simple, parse_query, to_json
@@ -80,17 +80,23 @@ class QuerySource:
         read it. Without such a table in the replica nothing is readable by ad-hoc queries. And
         have it remember which mutation results there were, for :meth:`add_gone_results`."""
         number = self.permissions_number
-        watched = {
-            name: (Query(table=table), tables)
-            for name, table, tables in (
-                (_PERMISSIONS, self._permissions_table, self._permissions),
-                ("results", self._mutations_table, self._all_results),
-            )
-            if table in engine.state.schema
-        }
-        result = await engine.reconcile(self, self._permissions, {}, (), watched)
+        rows = await self._watch(engine, _PERMISSIONS, self._permissions_table, self._permissions)
         if self.permissions_number == number:  # or they were forgotten, or changed, meanwhile
-            self._set_permissions(result.internal.get(_PERMISSIONS, ()))
+            self._set_permissions(rows)
+        try:
+            await self._watch(engine, "results", self._mutations_table, self._all_results)
+        except QueryError as error:
+            # Then it is not known what clients have, and who comes back starts over.
+            log.error("mutation_results_not_watched", reason=str(error))
+
+    async def _watch(
+        self, engine: EngineHost, name: str, table: str, tables: ClientTables
+    ) -> Sequence[str]:
+        """The rows of the table, of whose changes this object hears from now on."""
+        if table not in engine.state.schema:
+            return ()
+        query = {name: (Query(table=table), tables)}
+        return (await engine.reconcile(self, tables, {}, (), query)).internal[name]
 
     def forget_permissions(self) -> None:
         """The engine started over: nothing can be said of them before the next :meth:`watch`."""

@@ -11,9 +11,12 @@ from zerocache.replica.schema import VERSION_COLUMN, ReplicaSchema, ReplicaTable
 
 
 def client_tables(client: ClientSchema) -> ClientTables:
-    """What the encoders need of a client schema."""
+    """What the encoders need of a client schema. The columns of a key are sent even if they are
+    not declared: a row that is put must be recognizable as the one that is deleted later."""
     tables = {
-        name: SyncedTable(name, tuple(sorted(table.columns)), tuple(table.primary_key))
+        name: SyncedTable(
+            name, tuple(sorted({*table.columns, *table.primary_key})), tuple(table.primary_key)
+        )
         for name, table in client.tables.items()
     }
     return ClientTables(client.digest(), tables)

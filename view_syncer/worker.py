@@ -122,7 +122,9 @@ class Worker:
             self._intake,
         )
         self._engine.start()
-        self._facts = FactKeeper(self._store, self._engine)
+        purging = PurgePolicy.of(config)
+        # Groups that did not come back for so long are purged.
+        self._facts = FactKeeper(self._store, self._engine, purging.inactive_s)
         await self._facts.open()
         self._writes = Writes.make(config, self._engine, self._queries)
         self._inspector = Inspector(config, self._engine, self._queries)
@@ -143,7 +145,7 @@ class Worker:
         self._spawn(self._maintenance().run())
         self._spawn(self._facts.run())
         self._spawn(self._keep_alive())
-        self._spawn(Reaper(self._store, PurgePolicy.of(config)).run())
+        self._spawn(Reaper(self._store, purging).run())
         self._spawn(self._intake.run())
 
     async def stop(self) -> None:

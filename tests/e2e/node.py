@@ -134,7 +134,7 @@ class Node:
     def sync_workers(self) -> list[psutil.Process]:
         """The processes that serve clients."""
         name = "view_syncer" if self.kind == "zerocache" else "syncer"
-        return [p for p in self.processes()[1:] if any(name in part for part in _command(p))]
+        return [p for p in self.processes()[1:] if any(name in part for part in _command_line(p))]
 
     def stop(self) -> int:
         """End it as an orchestrator would, with SIGTERM; its exit code."""
@@ -184,7 +184,7 @@ class Node:
         psutil.wait_procs(processes, timeout=10)
 
 
-def _command(process: psutil.Process) -> list[str]:
+def _command_line(process: psutil.Process) -> list[str]:
     try:
         return list(process.cmdline())
     except psutil.NoSuchProcess:

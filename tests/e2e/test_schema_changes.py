@@ -104,7 +104,8 @@ def _asked_to_reload(client: Client) -> Row:
 def _is_replicated(node: Node, beat: int) -> bool:
     with contextlib.closing(open_replica(node.directory / "replica.db")) as replica:
         ((present,),) = replica.execute("SELECT n FROM beat").fetchall()
-        return bool(present >= beat) and not load_pending(replica)
+        assert isinstance(present, int)
+        return present >= beat and not load_pending(replica)
 
 
 def _knows(subscriber: Subscriber, beat: int) -> bool | None:

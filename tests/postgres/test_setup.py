@@ -144,6 +144,34 @@ def test_identity_nothing_is_refused(database: str, app_id: str, query: Query) -
     assert _refused(database, ShardNames(app_id)).code == validation.NO_IDENTITY
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        "FOR TABLE leaf",
+        "FOR TABLE sub WITH (publish_via_partition_root)",
+        "FOR TABLES IN SCHEMA public",
+    ],
+)
+def test_a_partition_that_is_also_published_as_a_table_is_refused(
+    database: str, app_id: str, query: Query, other: str
+) -> None:
+    query(
+        "CREATE TABLE root (id int PRIMARY KEY) PARTITION BY RANGE (id);"
+        "CREATE TABLE sub PARTITION OF root FOR VALUES FROM (0) TO (100) PARTITION BY RANGE (id);"
+        "CREATE TABLE leaf PARTITION OF sub FOR VALUES FROM (0) TO (50);"
+        "CREATE PUBLICATION via FOR TABLE root WITH (publish_via_partition_root);"
+        f"CREATE PUBLICATION other {other}"
+    )
+    error = _refused(database, ShardNames(app_id, publications=("other", "via")))
+    assert "as a partition of public.root" in str(error)
+    assert not _schemas(query)
+    query("ALTER PUBLICATION other SET (publish_via_partition_root)")
+    if other != "FOR TABLES IN SCHEMA public":
+        query("DROP PUBLICATION other; CREATE PUBLICATION other FOR TABLE root")
+        query("ALTER PUBLICATION other SET (publish_via_partition_root)")
+    set_up_upstream(database, ShardNames(app_id, publications=("other", "via")))
+
+
 def test_keyless_tables_get_a_unique_index_as_identity(
     database: str, app_id: str, query: Query
 ) -> None:

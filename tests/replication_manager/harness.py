@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,14 +62,18 @@ class Replicator:
         return Path(self.config.replica.file)
 
     def start(
-        self, *, wait: bool = True, module: str = "replication_manager", **environment: str
+        self,
+        *,
+        wait: bool = True,
+        module: str = "replication_manager",
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         """``environment``: variables of this one process."""
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         environ = {
             **os.environ,
             **self.config.to_environment(),
-            **environment,
+            **(environment or {}),
             CONTROL_FD_VARIABLE: str(theirs.fileno()),
             RUNTIME_DIR_VARIABLE: str(self.directory),
         }

@@ -112,7 +112,7 @@ def test_killed_between_replica_and_log(
     replicator.stop()
     with write_load(database, seed=5):
         for times in (1, 7):
-            replicator.start(wait=False, **{VARIABLE: f"{place.value}:{times}"})
+            replicator.start(wait=False, environment={VARIABLE: f"{place.value}:{times}"})
             assert replicator.process is not None
             replicator.process.wait(30)
             replicator.kill()

@@ -47,7 +47,7 @@ def world(
 
 def _die(replicator: Replicator, **environment: str) -> None:
     """Run the process until it dies of what ``environment`` asks for."""
-    replicator.start(wait=False, **environment)
+    replicator.start(wait=False, environment=environment)
     assert replicator.process is not None
     try:
         status = replicator.process.wait(TIMEOUT_S)
@@ -91,7 +91,7 @@ def test_killed_in_a_backfill(world: Replicator) -> None:
             "INSERT INTO hidden.late SELECT i, repeat('x', 500) FROM generate_series(1, 20000) i"
         )
     with write_heavily(url, seed=place.number):
-        world.start(**{VARIABLE: f"{place.value}:2"})
+        world.start(environment={VARIABLE: f"{place.value}:2"})
         with psycopg.connect(url) as connection:
             connection.execute("ALTER TABLE hidden.late SET SCHEMA public")
         assert world.process is not None
@@ -113,7 +113,7 @@ def test_killed_in_the_middle_of_a_checkpoint(world: Replicator, write: int) -> 
         world.start(
             wait=False,
             module=torn_checkpoint.__name__,
-            **{torn_checkpoint.VARIABLE: str(write)},
+            environment={torn_checkpoint.VARIABLE: str(write)},
         )
         assert world.process is not None
         assert world.process.wait(TIMEOUT_S) == -signal.SIGKILL, world.log()

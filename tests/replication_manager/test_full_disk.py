@@ -53,7 +53,7 @@ def test_a_full_file_system_between_and_inside_transactions(
 ) -> None:
     run_sql(_TABLE)
     full = tmp_path / "full"
-    replicator.start(module=filling_disk.__name__, **{filling_disk.VARIABLE: str(full)})
+    replicator.start(module=filling_disk.__name__, environment={filling_disk.VARIABLE: str(full)})
     for number in range(3):
         full.touch()
         complaints = replicator.log().count("replica_not_writable")
@@ -73,7 +73,9 @@ def test_an_initial_sync_waits_for_space(
     run_sql(_TABLE + ";" + _LOAD)
     full = tmp_path / "full"
     full.touch()
-    replicator.start(wait=False, module=filling_disk.__name__, **{filling_disk.VARIABLE: str(full)})
+    replicator.start(
+        wait=False, module=filling_disk.__name__, environment={filling_disk.VARIABLE: str(full)}
+    )
     _wait_for_complaint(replicator)
     assert not replicator.file.exists()
     full.unlink()

@@ -53,7 +53,9 @@ def _passages(place: Place) -> int:
 def test_server_killed(mortal: PostgresCluster, place: Place, app_id: str, tmp_path: Path) -> None:
     replicator = Replicator(make_config(mortal.url, app_id, tmp_path), tmp_path)
     with write_heavily(mortal.url, seed=place.number):
-        replicator.start(wait=False, **{VARIABLE: f"{place.value}:{_passages(place)}:stop"})
+        replicator.start(
+            wait=False, environment={VARIABLE: f"{place.value}:{_passages(place)}:stop"}
+        )
         assert replicator.process is not None
         process = psutil.Process(replicator.process.pid)
         replicator.wait_until(lambda: process.status() == psutil.STATUS_STOPPED)

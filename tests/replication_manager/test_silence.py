@@ -58,7 +58,7 @@ def test_silence_while_a_start_waits_for_upstream(
     replicator = new_replicator(url=url, change={"db": database})
     with psycopg.connect(database, autocommit=True) as holder:
         hold(holder, ShardNames(app_id))
-        replicator.start(wait=False, **{INACTIVITY_VARIABLE: LIMIT_MS})
+        replicator.start(wait=False, environment={INACTIVITY_VARIABLE: LIMIT_MS})
         with psycopg.connect(database, autocommit=True) as observer:
             replicator.wait_until(
                 lambda: bool(

@@ -33,9 +33,10 @@ from zerocache.replica.writer import ReplicaWriter
 Row = dict[str, Any]
 
 ALLOW = {"row": {"select": [["allow", {"type": "and", "conditions": []}]]}}
-PERMISSIONS = {"tables": {"task": ALLOW, "tag": ALLOW}}
+PERMISSIONS = {"tables": {"task": ALLOW, "tag": ALLOW, "counter": ALLOW}}
 ALL_TASKS = ast_query({"table": "task"})
 ALL_TAGS = ast_query({"table": "tag"})
+ALL_COUNTERS = ast_query({"table": "counter"})
 SCHEMA = ClientSchema(
     {
         "task": TableSchema(
@@ -88,6 +89,14 @@ def published(app_id: str) -> PublishedSchema:
             ("id",),
         ),
         (table("tag", [column("id", 1, **key), column("label", 2)], primary_key=("id",)), ("id",)),
+        (
+            table(
+                "counter",
+                [column("n", 1, "int8", type_category="N", **key), column("label", 2)],
+                primary_key=("n",),
+            ),
+            ("n",),
+        ),
         (
             table(
                 "permissions",
@@ -208,6 +217,10 @@ def edit_task(id: str, **values: Any) -> Callable[[ReplicaWriter], None]:
 
 def delete_task(id: str) -> Callable[[ReplicaWriter], None]:
     return lambda writer: writer.delete("task", {"id": id})
+
+
+def put_counter(n: int, label: str = "") -> Callable[[ReplicaWriter], None]:
+    return lambda writer: writer.insert("counter", {"n": n, "label": label})
 
 
 def put_tag(id: str, label: str = "") -> Callable[[ReplicaWriter], None]:

@@ -12,18 +12,23 @@ from typing import Any
 
 import pytest
 
+from benchmarks.sync_messages import ClientSchema, TableSchema
 from tests.view_syncer.server import (
+    ALL_COUNTERS,
     ALL_TAGS,
     ALL_TASKS,
+    SCHEMA,
     Replica,
     Server,
     copied,
     delete_task,
+    put_counter,
     put_tag,
     put_task,
     serving,
     until,
 )
+from tests.view_syncer.test_client_group import Gate, failure
 from tests.view_syncer.test_returning import crash, ops, returned, written_down
 from view_syncer import fact_keeper, worker
 from view_syncer.fact_keeper import FactKeeper
@@ -120,6 +125,58 @@ async def test_moves_of_units_that_are_too_large_are_not_kept(
     membership = server.worker._engine._membership
     assert all(unit.pending == [] for unit in membership._by_id.values())
     assert (await server.worker._engine.take_moves()).moves == {}
+
+
+COUNTERS = ClientSchema(
+    {
+        "task": SCHEMA.tables["task"],
+        "counter": TableSchema({"n": {"type": "number"}, "label": {"type": "string"}}, ["n"]),
+    }
+)
+
+
+async def test_rows_that_cannot_be_named_cost_nobody_else_anything(
+    replica: Replica, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A number without a JSON form came while the client was away; it has the protocol's error as
+    soon as it is to be sent such a row, and the worker goes on writing about other queries."""
+    replica.write(put_counter(1))
+    client = await server.connected(ALL_COUNTERS, ALL_TASKS, schema=COUNTERS)
+    await written_down(server)
+    await server.stop()
+    replica.write(put_counter(2**53))
+    async with serving(replica, server.config) as restarted:
+        other = await restarted.connected(ALL_TASKS, group="h")
+        engine = restarted.worker._engine
+        gate = Gate(monkeypatch, engine, "difference")
+        again = restarted.client(state=client.state, client_id=client.client_id, schema=COUNTERS)
+        await again.connect()
+        async with asyncio.timeout(10):
+            await gate.reached.wait()
+        await written_down(restarted)
+        gate.open()
+        error = await failure(again)
+        assert error.kind == "Internal"
+        assert "'n'" in str(error)
+        before = copied(other.state)
+        await other.wait_cookie(replica.write(delete_task("a")))
+        await written_down(restarted)
+        base = ViewVersion.from_cookie(str(before.cookie))
+        unit = restarted.group("h").inspected().record.queries[ALL_TASKS.hash].unit
+        assert await restarted.worker._facts.held(base, [unit], "h") is not None
+
+
+async def test_key_that_is_not_declared_as_a_column_is_sent_all_the_same(
+    replica: Replica, server: Server
+) -> None:
+    """Rows are deleted by it, so they must show it."""
+    label = ClientSchema({"counter": TableSchema({"label": {"type": "string"}}, ["n"])})
+    replica.write(put_counter(1, "one"))
+    client = server.client(ALL_COUNTERS, schema=label)
+    await client.connect()
+    await client.wait_got(ALL_COUNTERS)
+    (put,) = [op for p in client.pokes for part in p.parts for op in part.rows or ()]
+    assert put.value == {"n": 1, "label": "one"}
 
 
 async def test_cookie_of_while_another_server_wrote_the_record_is_not_believed(

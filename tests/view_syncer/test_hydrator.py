@@ -127,7 +127,7 @@ async def test_whoever_gives_up_leaves_no_snapshot_behind(replica: Replica) -> N
 
     held = host._hydrator._holders
     asking = asyncio.create_task(ask())
-    await until(lambda: held)
+    await until(lambda: bool(held))
     (hydration,) = held
     asking.cancel()
     await asyncio.gather(asking, return_exceptions=True)

@@ -49,7 +49,10 @@ class Bench:
         self.jobs: dict[str, Job[str]] = {}
 
     def submit(self, owner: str, name: str, *, done: bool = False) -> Job[str]:
-        work = Work(name, lambda n: self._loop.call_soon_threadsafe(self.starts.put_nowait, n))
+        def started(n: str) -> None:
+            self._loop.call_soon_threadsafe(self.starts.put_nowait, n)
+
+        work = Work(name, started)
         if done:
             work.finish()
         self.work[name] = work

@@ -36,6 +36,7 @@ from tests.view_syncer.test_client_group import Gate
 from tests.view_syncer.test_returning import written_down
 from tests.view_syncer.test_schema_gate import drop_column
 from view_syncer import worker
+from zerocache.replica.types import SQLiteValue
 from zerocache.replica.writer import ReplicaWriter
 
 RAW = 6
@@ -45,7 +46,7 @@ ONLY_TAGS = {"tables": {"tag": ALLOW}}
 
 def deployed(app_id: str, permissions: Any) -> Callable[[ReplicaWriter], None]:
     text = permissions if isinstance(permissions, str) else json.dumps(permissions)
-    values = {"lock": 1, "permissions": text, "hash": str(hash(text))}
+    values: dict[str, SQLiteValue] = {"lock": 1, "permissions": text, "hash": str(hash(text))}
     return lambda w: w.update(f"{app_id}.permissions", None, values)
 
 
@@ -169,7 +170,7 @@ async def test_client_that_is_being_caught_up_meanwhile_is_sent_nothing_hidden(
         return await original(*args, **options)
 
     monkeypatch.setattr(engine, step, changing)
-    late = server.client(ALL_TASKS, ALL_TAGS, **({"state": state} if state else {}))
+    late = server.client(ALL_TASKS, ALL_TAGS, state=state)
     await late.connect()
     await late.wait_for(lambda: late.session.poke_count > 0)
     version = replica.write(put_tag("t"))

@@ -11,6 +11,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -443,14 +444,16 @@ async def same_as_a_new_client(
         back.close()
 
 
+def _settled(back: TestClient, fresh: TestClient, got: set[str]) -> bool:
+    return back.state.got != got or back.state.rows == fresh.state.rows
+
+
 async def same_rows(server: Server, back: TestClient, group: str) -> None:
     """Queries may still run out meanwhile: then the comparison starts over."""
     while True:
         got = set(back.state.got)
         fresh = await server.connected(*(q for q in ALL_QUERIES if q.hash in got), group=group)
-        await back.wait_for(
-            lambda b=back, f=fresh, g=got: b.state.got != g or b.state.rows == f.state.rows
-        )
+        await back.wait_for(partial(_settled, back, fresh, got))
         fresh.close()
         if back.state.got == got:
             return

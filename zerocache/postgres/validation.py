@@ -129,6 +129,7 @@ def check_schema(schema: PublishedSchema, shard: ShardNames) -> None:
         )
     check_names(schema)
     _check_identities(user_tables)
+    _check_roots(user_tables)
 
 
 def _name_problems(table: PublishedTable) -> Iterable[str]:
@@ -157,6 +158,24 @@ def _check_identities(tables: Sequence[PublishedTable]) -> None:
             f"updates and deletes cannot be replicated; run ALTER TABLE {without[0]} "
             "REPLICA IDENTITY DEFAULT, or take them out of the publication",
             code=NO_IDENTITY,
+        )
+
+
+def _check_roots(tables: Sequence[PublishedTable]) -> None:
+    """No table's rows are published as those of another one, too: they would come only there."""
+    names = {table.oid: f"{table.schema}.{table.name}" for table in tables}
+    twice = [
+        f"{names[partition.oid]} as a table and as a partition of {names[root.oid]}"
+        for root in tables
+        for partition in root.partitions
+        if partition.oid in names
+    ]
+    if twice:
+        raise UpstreamSetupError(
+            f"the publications publish {'; '.join(twice)}: PostgreSQL sends such rows as those of "
+            "the topmost table only, and the other one would stand still; set "
+            "publish_via_partition_root alike in all publications, or publish each partition tree "
+            "in one place"
         )
 
 

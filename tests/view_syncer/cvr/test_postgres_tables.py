@@ -39,7 +39,7 @@ async def create_old(database: str, schema: str) -> None:
     async with await psycopg.AsyncConnection.connect(database, autocommit=True) as db:
         name = sql.Identifier(schema)
         await db.execute(sql.SQL("CREATE SCHEMA {}").format(name))
-        await db.execute(sql.SQL(OLD_TABLES).format(schema=name))  # type: ignore[arg-type]
+        await db.execute(sql.SQL(OLD_TABLES).format(schema=name))
         await db.execute(sql.SQL("SET search_path TO {}").format(name))
         await db.execute(
             "INSERT INTO groups VALUES ('g', '0z', 3, NULL, 'p', '05', 7.5);"

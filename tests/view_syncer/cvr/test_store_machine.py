@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field, replace
+from operator import methodcaller
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -109,7 +110,7 @@ class Author:
 class World:
     """Opened once; every example begins with empty stores."""
 
-    run: Callable[[Awaitable[Any]], Any]
+    run: Callable[[Coroutine[Any, Any, Any]], Any]
     stores: list[Store]
     clock: Clock
     empty: Callable[[], None]
@@ -272,7 +273,7 @@ class StoreMachine(RuleBasedStateMachine):
     def compare(self) -> None:
         for group in "gh":
             expected = self.records.get(group) or GroupRecord(group)
-            assert self._each(lambda store, g=group: store.load(g)) == expected
+            assert self._each(methodcaller("load", group)) == expected
         self._compare_all_facts()
 
     def _compare_all_facts(self) -> None:
@@ -291,7 +292,7 @@ class StoreMachine(RuleBasedStateMachine):
     def _now(self) -> float:
         return self.world.clock.now_s
 
-    def _each(self, act: Callable[[Store], Awaitable[T]]) -> T:
+    def _each(self, act: Callable[[Store], Coroutine[Any, Any, T]]) -> T:
         """The answer that all stores give."""
         first, *others = [self.world.run(act(store)) for store in self.world.stores]
         assert all(other == first for other in others)

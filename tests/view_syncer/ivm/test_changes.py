@@ -176,9 +176,12 @@ def test_no_images_are_made_of_what_is_recomputed(replica: Replica) -> None:
     old = pin(replica)
     replica.commit([put("x", 5), put("z")])
     asked: list[tuple[str, int]] = []
-    found = read_batch(
-        old, pin(replica), WATCHED, lambda table, rows: not asked.append((table, rows))
-    )
+
+    def ask(table: str, rows: int) -> bool:
+        asked.append((table, rows))
+        return True
+
+    found = read_batch(old, pin(replica), WATCHED, ask)
     assert (found.truncated, found.tables, asked) == ({"t"}, {}, [("t", 2)])
 
 

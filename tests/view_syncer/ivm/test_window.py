@@ -62,6 +62,7 @@ def test_a_bound_has_its_row_before_it_and_the_next_row_after_it(
         one = Window(limit, key_length(order), 1)
         one.load(list(entries))
         end = one.last_visible()
+        assert end is not None
         assert [e < end for e in entries] == [i < limit for i in range(len(entries))]
         assert [end < e for e in entries] == [i >= limit for i in range(len(entries))]
 
