@@ -78,7 +78,10 @@ _decode_rows = msgspec.json.Decoder(list[tuple[str | int | float | None, ...]]).
 
 
 def fetch_in_one_step(db: apsw.Connection, sql: str, inputs: Params) -> list[Values] | None:
-    """What ``sql`` yields in one row; None if some value has no exact form in JSON."""
+    """What ``sql`` yields in one row; None if some value has no exact form in JSON, or if somebody
+    counts the rows of this connection."""
+    if db.row_trace is not None:
+        return None
     try:
         ((text,),) = db.execute(sql, inputs)
         return _decode_rows(text)
