@@ -241,6 +241,7 @@ class Tab:
 
     def _poked(self, poke: Poke) -> None:
         self.pokes += 1
+        self._check_puts(poke)
         beat = self.state.rows.get(("beat", (1,)))
         if beat is not None:
             self._on_seen(self.seen(beat["n"]))
@@ -248,6 +249,19 @@ class Tab:
             raise ProtocolViolation("the query 'beat' is got, but its only row is not there")
         elif self.state.rows and not self.state.got:
             raise ProtocolViolation(f"{len(self.state.rows)} rows, but no query is got")
+
+    def _check_puts(self, poke: Poke) -> None:
+        """Whoever reads along sees more than what is left at the end: no poke may put a row that
+        it takes away again, which may be hidden by then."""
+        for part in poke.parts:
+            for op in part.rows or ():
+                table = self.state.schema.tables.get(op.table_name)
+                if op.op != "put" or table is None:
+                    continue
+                assert isinstance(op.value, dict)
+                key = op.table_name, tuple(op.value[column] for column in table.primary_key)
+                if self.state.rows.get(key) != op.value:
+                    raise ProtocolViolation(f"poke {poke.cookie} puts {key} and takes it back")
 
     def seen(self, beat: int) -> Seen:
         state = self.state

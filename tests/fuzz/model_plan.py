@@ -123,4 +123,6 @@ def _names(choose: random.Random, allowed: Choice) -> list[str]:
             names += ["cut_store"] * 3 + ["cut_all"]
     if choose.random() < 0.3:
         names += ["ddl"] * 4
+    if choose.random() < 0.5:
+        names += ["permit"] * 6
     return names

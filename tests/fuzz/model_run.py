@@ -20,6 +20,7 @@ import msgspec
 
 from benchmarks.protocol_client import DesiredQuery, ast_query
 from benchmarks.sync_state import SyncState
+from tests.fuzz import model_rules as rules
 from tests.fuzz import model_world as world
 from tests.fuzz.model_clients import Group, Seen, Tab
 from tests.fuzz.model_plan import Count, Plan
@@ -171,8 +172,8 @@ class Episode:
             group = self._groups[numbers[0] % len(self._groups)]
             if name == "write":
                 self._writes.put_nowait((seed, (1, 1, 2, 3, 8, 25)[numbers[1] % 6]))
-            elif name == "ddl":
-                self._writes.put_nowait((f"ddl/{seed}", 1))
+            elif name in ("ddl", "permit"):
+                self._writes.put_nowait((f"{name}/{seed}", 1))
             elif name == "quiet":
                 await self._quiet()
             elif name.startswith(("kill_", "cut_", "restart")):
@@ -391,6 +392,8 @@ def _statements(seed: str, number: int) -> list[str]:
         return world.wide(number)
     if seed.startswith("ddl/"):
         return world.schema_change(seed)
+    if seed.startswith("permit/"):
+        return rules.change(seed)
     return world.transaction(f"{seed}/{number}")
 
 

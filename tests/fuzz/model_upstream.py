@@ -19,6 +19,7 @@ import psycopg
 from psycopg import sql
 
 from benchmarks.sync_messages import ClientSchema
+from tests.fuzz import model_rules as rules
 from tests.fuzz import model_world as world
 from tests.zql.oracle import read_tables, synced
 from zerocache.zql import ast
@@ -36,14 +37,16 @@ class Snapshot:
     connection: psycopg.Connection[Any]
     beat: int = -1
     lock: threading.Lock = field(default_factory=threading.Lock)
-    # Answers so far, by query and schema.
+    # Answers so far, by query and schema, and the permissions they are under.
     answers: dict[tuple[str, int], Rows] = field(default_factory=dict)
+    permissions: rules.Rules | None = None
 
     def take(self, beat: int) -> None:
         self.connection.rollback()
         self.connection.execute("SELECT 1")
         self.beat = beat
         self.answers.clear()
+        self.permissions = None
 
     def give_up(self) -> None:
         self.connection.rollback()
@@ -89,12 +92,7 @@ class Upstream:
 
     def deploy_permissions(self) -> None:
         """Anyone may see every row."""
-        anyone = {"row": {"select": [["allow", {"type": "and", "conditions": []}]]}}
-        statement = sql.SQL("UPDATE {}.permissions SET permissions = %s")
-        self._db.execute(
-            statement.format(sql.Identifier(self._app)),
-            [json.dumps({"tables": dict.fromkeys(world.COLUMNS, anyone)})],
-        )
+        self._execute(rules.deploying(rules.EVERYTHING))
 
     def write(self, statements: list[str], mutation: tuple[str, str] | None = None) -> int:
         """One transaction; ``mutation`` is (group, client) whose next mutation it is. Its beat."""
@@ -103,7 +101,7 @@ class Upstream:
         beat = self.beat + 1
         with self._db.transaction():
             for statement in statements:
-                self._db.execute(statement.encode())
+                self._execute(statement)
             if mutation is not None:
                 self._mutate(*mutation, with_result=beat % 2 == 0)
             self._db.execute("UPDATE beat SET n = %s", [beat])
@@ -116,6 +114,14 @@ class Upstream:
             self.beat = beat
             self._written.notify_all()
         return beat
+
+    def _execute(self, statement: str) -> None:
+        permissions = rules.deployed_by(statement)
+        if permissions is None:
+            self._db.execute(statement.encode())
+            return
+        deploy = sql.SQL("UPDATE {}.permissions SET permissions = %s")
+        self._db.execute(deploy.format(sql.Identifier(self._app)), [permissions])
 
     def _mutate(self, group: str, client: str, *, with_result: bool) -> None:
         shard = f"{self._app}_0"
@@ -163,14 +169,15 @@ class Upstream:
         yield None
 
     def answer(self, snapshot: Snapshot, name: str, query: ast.Query, variant: int) -> Rows:
-        """The rows a client with schema ``variant`` holds for ``query``."""
+        """The rows a client with schema ``variant`` holds for ``query``, under the permissions
+        that the snapshot has."""
         known = snapshot.answers.get((name, variant))
         if known is not None:
             return known
         declared = self.schemas.declared[variant].tables
         tables = self.schemas.tables[variant]
         found: Rows = {}
-        full = world.with_witnesses(query)
+        full = world.with_witnesses(rules.restricted(query, self._permissions(snapshot)))
         for table, rows in synced(snapshot.connection, full, tables).items():
             if table not in declared:
                 continue
@@ -179,6 +186,14 @@ class Upstream:
                 found[table, key] = {c: row[c] for c in declared[table].columns}
         snapshot.answers[name, variant] = found
         return found
+
+    def _permissions(self, snapshot: Snapshot) -> rules.Rules:
+        if snapshot.permissions is None:
+            asked = sql.SQL("SELECT permissions FROM {}.permissions")
+            row = snapshot.connection.execute(asked.format(sql.Identifier(self._app))).fetchone()
+            assert row is not None
+            snapshot.permissions = rules.read(row[0])
+        return snapshot.permissions
 
     def mutations(self, snapshot: Snapshot, group: str) -> tuple[dict[str, int], set[Any]]:
         """Last mutation ids by client, and (client, id) of the stored results."""

@@ -104,7 +104,7 @@ def transaction(seed: str) -> list[str]:
         return [f"TRUNCATE {choose.choice(['link', 'pair', 'item'])}"]
     if choose.random() < 0.12:
         return [_bulk(choose)]
-    return [s for _ in range(choose.choice([1, 1, 2, 4, 10])) for s in _small(choose)]
+    return [s for _ in range(choose.choice([1, 1, 2, 4, 10])) for s in small(choose)]
 
 
 def schema_change(seed: str) -> list[str]:
@@ -128,7 +128,7 @@ def schema_change(seed: str) -> list[str]:
             f"DROP INDEX IF EXISTS {index}",
         ]
     )
-    beside = [s for _ in range(choose.choice([0, 0, 2])) for s in _small(choose)]
+    beside = [s for _ in range(choose.choice([0, 0, 2])) for s in small(choose)]
     return [*beside, statement] if choose.random() < 0.5 else [statement, *beside]
 
 
@@ -146,7 +146,7 @@ def _text(choose: random.Random) -> str:
     return "NULL" if choose.random() < 0.1 else f"'t{choose.randrange(TEXTS)}'"
 
 
-def _small(choose: random.Random) -> list[str]:
+def small(choose: random.Random) -> list[str]:
     """A change of one row, or a few that belong together."""
     item, other = choose.randrange(ITEMS + 50), choose.randrange(ITEMS + 50)
     node, x, text = _node(choose), choose.randrange(XS), _text(choose)
@@ -275,10 +275,10 @@ def _condition(choose: random.Random, table: str, depth: int) -> ast.Condition:
     if kind in ("and", "or"):
         members = [_condition(choose, table, depth - 1) for _ in range(2)]
         return ast.And(members) if kind == "and" else ast.Or(members)
-    return _simple(choose, table)
+    return simple(choose, table)
 
 
-def _simple(choose: random.Random, table: str) -> ast.Condition:
+def simple(choose: random.Random, table: str) -> ast.Condition:
     columns = [c for c, kind in COLUMNS[table].items() if kind != "json"]
     column = choose.choice(columns)
     value = _value(choose, table, column)
