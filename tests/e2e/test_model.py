@@ -24,7 +24,7 @@ _GROUPS = 3
         ("one", 40, False, "postgres", False),
         ("two", 25, True, "sqlite", False),
         (None, 25, False, "postgres", True),
-        ("six", 30, False, "sqlite", False),  # the one whose permissions change
+        ("rules4", 30, False, "sqlite", False),  # permissions change all the time
     ],
 )
 def test_every_client_shows_what_postgresql_answers(

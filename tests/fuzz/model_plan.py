@@ -103,15 +103,20 @@ def make_plan(seed: str, allowed: Choice) -> Plan:
 
 def _names(choose: random.Random, allowed: Choice) -> list[str]:
     kind = choose.random()
-    if kind < 0.3:
+    if kind < 0.25:
         # Queries start and stop all the time while bursts of writes go on.
         names = ["write"] * 20 + ["swap"] * 30 + ["flicker"] * 5 + ["offline", "online"] * 4
         names += ["new", "vanish", "quiet", "save", "new_saved"] * 2
-    elif kind < 0.55:
+    elif kind < 0.45:
         # Clients come and go, most of them with something old in hand.
         names = ["write"] * 25 + ["save"] * 6 + ["new_saved"] * 10 + ["reload"] * 10
         names += ["leave"] * 5 + ["online"] * 4 + ["vanish", "delete", "online_active"] * 4
         names += ["put"] * 8 + ["del"] * 8 + ["storm"] * 2 + ["quiet"] * 5
+    elif kind < 0.6:
+        # Who may see what changes all the time.
+        names = ["permit"] * 25 + ["write"] * 25 + ["put"] * 12 + ["del"] * 8 + ["swap"] * 8
+        names += ["save", "new_saved", "reload", "offline", "quiet"] * 3 + ["online"] * 6
+        names += ["leave", "vanish", "stall", "storm"]
     else:
         names = ["write"] * 30 + ["put"] * 18 + ["del"] * 10 + ["swap"] * 6 + ["offline"] * 6
         names += ["online"] * 6 + ["online_active"] * 2 + ["new"] * 4 + ["new_saved"] * 2
@@ -123,6 +128,6 @@ def _names(choose: random.Random, allowed: Choice) -> list[str]:
             names += ["cut_store"] * 3 + ["cut_all"]
     if choose.random() < 0.3:
         names += ["ddl"] * 4
-    if choose.random() < 0.5:
+    if choose.random() < 0.4:
         names += ["permit"] * 6
     return names
