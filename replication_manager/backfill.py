@@ -22,6 +22,7 @@ from typing import Any
 import apsw
 import psycopg
 import structlog
+from msgspec import structs
 
 from replication_manager.refused_values import refused
 from replication_manager.signals import Stopped, StopSignal
@@ -173,6 +174,15 @@ class _Pass:
     rows: int = 0
 
 
+def _row_shape(table: PublishedTable) -> tuple[object, ...]:
+    """What rows are read and matched by: GRANT, VACUUM FULL or SET DEFAULT change nothing of it."""
+    columns = [
+        structs.replace(column, default=None, written="", has_missing=False, default_oid=0)
+        for column in table.columns
+    ]
+    return columns, table.primary_key, table.wire_name
+
+
 class Backfiller:
     """Belongs to the stream's thread. ``step`` is called between transactions, often; what it
     writes are ended transactions of the writer."""
@@ -274,11 +284,7 @@ class Backfiller:
         """Whether the snapshot's table is the one the replica has now."""
         table = running.snapshot.table if running.snapshot else None
         facts = running.refresh.facts.table
-        return table is not None and (table.columns, table.primary_key, table.wire_name) == (
-            facts.columns,
-            facts.primary_key,
-            facts.wire_name,
-        )
+        return table is not None and _row_shape(table) == _row_shape(facts)
 
     def _merge(self, running: _Pass, item: Rows) -> bool:
         refresh = running.refresh

@@ -35,6 +35,7 @@ from zerocache.replica.published import (
     PublishedSchema,
     PublishedTable,
 )
+from zerocache.replica.schema_change import looks_rewritten
 
 _INTERVAL_S = 5.0
 _PATIENCE_S = 1.0
@@ -44,13 +45,21 @@ _LOCK_TIMEOUT = "500ms"
 log = structlog.get_logger(__name__)
 
 
-def schema_differences(replica: Mapping[str, TableFacts], upstream: PublishedSchema) -> list[str]:
-    """What was changed upstream, in words; empty if the replica still fits."""
+def schema_differences(
+    replica: Mapping[str, TableFacts], upstream: PublishedSchema, *, suspicions: bool = True
+) -> list[str]:
+    """What was changed upstream, in words; empty if the replica still fits.
+
+    ``suspicions``: what only may have changed values counts, too. Who compares the values
+    themselves needs none.
+    """
     current = {facts.table.wire_name: facts for facts in facts_of(upstream)}
     differences = [f"table {name} was added" for name in sorted(current.keys() - replica.keys())]
     differences += [f"table {name} is gone" for name in sorted(replica.keys() - current.keys())]
     for name in sorted(current.keys() & replica.keys()):
         differences += _table_differences(replica[name], current[name])
+        if suspicions and looks_rewritten(replica[name].table, current[name].table):
+            differences.append(f"values of a column of table {name} may have been rewritten")
     return differences
 
 
@@ -95,13 +104,6 @@ def _hidden_differences(old: PublishedTable, new: PublishedTable) -> Iterable[st
         yield f"table {name} lost a partition"
     if any(part.oid not in known and not part.born_attached for part in new.partitions):
         yield f"an existing table became a partition of {name}"
-    # VACUUM FULL and TRUNCATE write other files, SET DEFAULT writes the column's entry; only
-    # ALTER COLUMN … TYPE does both.
-    moved = old.storage != new.storage or any(
-        known.get(oid, storage) != storage for oid, storage in present.items()
-    )
-    if moved and [c.written for c in old.columns] != [c.written for c in new.columns]:
-        yield f"values of a column of table {name} were rewritten"
 
 
 def _shape(column: PublishedColumn) -> tuple[object, ...]:

@@ -222,7 +222,7 @@ def _schema_differences(upstream: psycopg.Connection[Any], replica: apsw.Connect
             "ZERO_REPLICA_FILE"
         )
     schema = read_published_schema(upstream, config.publications)
-    return schema_differences(load_tables(replica), schema)
+    return schema_differences(load_tables(replica), schema, suspicions=False)
 
 
 def _position(connection: psycopg.Connection[Any], expression: str) -> Lsn:

@@ -3,7 +3,8 @@
 A real PostgreSQL gets random transactions of DDL mixed with DML while the replication process runs
 and is killed now and then. Oracles after every round: ``zerocache verify`` finds no difference,
 nothing was synced anew, and in the end the replica's schema equals that of a freshly synced one.
-Exit status 1 after a failure, whose script is printed and saved, cut down for ``--shrink`` minutes;
+Exit status 1 after a failure, whose script is saved as it is, and printed and saved after it was
+cut down for ``--shrink`` minutes to what fails alike;
 ``--replay FILE`` carries it out again.
 """
 
@@ -17,7 +18,17 @@ from pathlib import Path
 import msgspec
 
 from tests.conftest import PostgresCluster, destroy_cluster, make_cluster
-from tests.fuzz.ddl_script import APP_ID, PARTS, Script, Step, World, failure, replay, shrink
+from tests.fuzz.ddl_script import (
+    APP_ID,
+    PARTS,
+    Failure,
+    Script,
+    Step,
+    World,
+    failure,
+    replay,
+    shrink,
+)
 from tests.fuzz.ddl_statements import Statements
 
 _ROUNDS_PER_DATABASE = 12
@@ -83,7 +94,7 @@ class _Scenario:
 
 def scenario(
     cluster: PostgresCluster, seed: str, deadline: float
-) -> tuple[int, int, Script, str | None]:
+) -> tuple[int, int, Script, Failure | None]:
     """Rounds on one database: the steps, the statements that worked, what went wrong."""
     custom = random.Random(seed).random() < 0.5
     with World(cluster, custom_publication=custom) as world:
@@ -92,15 +103,27 @@ def scenario(
         return len(running.steps), world.done, Script(custom, tuple(running.steps)), error
 
 
-def _report(cluster: PostgresCluster, script: Script, error: str, minutes: float) -> None:
-    print(error, flush=True)
-    small = shrink(script, lambda s: replay(cluster, s) is not None, minutes * 60)
-    file = Path(f"/tmp/ddl-{random.SystemRandom().getrandbits(32):08x}.json")
-    file.write_bytes(msgspec.json.format(msgspec.json.encode(small)))
+def _report(cluster: PostgresCluster, script: Script, error: Failure, minutes: float) -> None:
+    print(error.text, flush=True)
+    name = f"ddl-{random.SystemRandom().getrandbits(32):08x}"
+    _save(script, Path(f"/tmp/{name}-whole.json"))
+
+    def fails_alike(smaller: Script) -> bool:
+        again = replay(cluster, smaller)
+        return again is not None and again.kind == error.kind
+
+    small = shrink(script, fails_alike, minutes * 60)
+    file = Path(f"/tmp/{name}.json")
+    _save(small, file)
     for step in small.steps:
         print(f"-- {step.kind} {step.undone or ''}{' (rolled back)' if step.rolled_back else ''}")
         print(*step.statements, sep=";\n")
     print(f"again: python -m tests.fuzz.ddl --replay {file}", flush=True)
+    print(f"as it was found: /tmp/{name}-whole.json", flush=True)
+
+
+def _save(script: Script, file: Path) -> None:
+    file.write_bytes(msgspec.json.format(msgspec.json.encode(script)))
 
 
 def main() -> int:
@@ -117,7 +140,7 @@ def main() -> int:
     try:
         if options.replay is not None:
             error = replay(cluster, msgspec.json.decode(options.replay.read_bytes(), type=Script))
-            print(error or "no failure")
+            print("no failure" if error is None else error.text)
             return int(error is not None)
         while time.monotonic() < deadline:
             made, done, script, error = scenario(cluster, f"{seed}:{number}", deadline)

@@ -7,6 +7,7 @@ transaction's statements run in savepoints, so those that fail (they would again
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 import tempfile
 import threading
@@ -14,6 +15,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -34,6 +36,8 @@ APP_ID = "fuzz"
 PARTS = "parts"
 # Set-up, start, and a first look at what is to stay the same.
 _FIRST_STEPS = 3
+_NUMBERS = re.compile(r"\d+")
+_KIND_LENGTH = 50
 
 
 class Step(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -153,7 +157,8 @@ class World:
     def _check(self) -> None:
         settled(self.replicator)
         verdict = verify(self.url, self.replicator.file)
-        assert verdict.is_equal, f"{verdict.schema}\n{verdict.differences[:10]}"
+        assert not verdict.schema, f"another schema: {verdict.schema}"
+        assert not verdict.differences, f"other rows: {verdict.differences[:10]}"
         generation = self.replicator.rows(_GENERATION)
         # PostgreSQL itself sometimes cannot decode a transaction that undid a CREATE TABLE.
         if "unexpected duplicate for tablespace" in self.replicator.log():
@@ -175,7 +180,7 @@ class World:
                 for of in (self.replicator, fresh)
             )
             theirs = {k: v for k, v in theirs.items() if not k.startswith(fresh.config.app.id)}
-            assert ours == theirs, f"{ours}\n!= freshly synced\n{theirs}"
+            assert ours == theirs, f"not as freshly synced: {ours}\n!=\n{theirs}"
         finally:
             if fresh.process is not None:
                 fresh.kill()
@@ -243,21 +248,36 @@ def _waiting(replicator: Replicator) -> set[str]:
         }
 
 
-def replay(cluster: PostgresCluster, script: Script) -> str | None:
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """``kind``: what it has in common with others of the same cause; ``text`` is for people."""
+
+    kind: str
+    text: str
+
+
+def replay(cluster: PostgresCluster, script: Script) -> Failure | None:
     """Carry a script out; what went wrong, if anything did."""
     with World(cluster, custom_publication=script.custom_publication) as world:
         for number, step in enumerate(script.steps):
             if error := failure(world, partial(world.carry_out, step)):
-                return f"step {number}: {error}"
+                return replace(error, text=f"step {number}: {error.text}")
     return None
 
 
-def failure(world: World, function: Callable[[], None]) -> str | None:
+def failure(world: World, function: Callable[[], None]) -> Failure | None:
     try:
         function()
-    except Exception:
-        return f"{traceback.format_exc()}\n{world.replicator.log()[-6000:]}"
+    except Exception as error:
+        text = f"{traceback.format_exc()}\n{world.replicator.log()[-6000:]}"
+        return Failure(kind_of(error), text)
     return None
+
+
+def kind_of(error: Exception) -> str:
+    """Its type and how its message begins; the numbers, also of names, are chance."""
+    first_line = str(error).partition("\n")[0]
+    return f"{type(error).__name__}: {_NUMBERS.sub('#', first_line)[:_KIND_LENGTH]}"
 
 
 def shrink(script: Script, fails: Callable[[Script], bool], seconds: float) -> Script:

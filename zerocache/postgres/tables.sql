@@ -36,7 +36,9 @@ columns AS (
         'default', CASE WHEN a.attgenerated = '' THEN pg_get_expr(d.adbin, d.adrelid) END,
         'enum_labels', (SELECT coalesce(jsonb_object_agg(l.oid, l.enumlabel), '{}')
                         FROM pg_enum l WHERE l.enumtypid = coalesce(e.oid, t.oid)),
-        'written', a.xmin::text
+        'written', a.xmin::text,
+        'has_missing', a.atthasmissing,
+        'default_oid', coalesce(d.oid::int8, 0)
     ) AS column_json
     FROM published p
     JOIN pg_attribute a ON a.attrelid = p.oid AND a.attnum > 0 AND NOT a.attisdropped

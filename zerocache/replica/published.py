@@ -33,6 +33,8 @@ class PublishedColumn(msgspec.Struct, frozen=True, kw_only=True):
     * ``generated``: a generated or an identity column.
     * ``enum_labels``: the labels of the type (or of the element) by their oid.
     * ``written``: changes whenever the column's entry in the catalogue is written.
+    * ``has_missing``: rows older than the column do not have its value, the catalogue has.
+    * ``default_oid``: of the default expression; made anew with every ALTER COLUMN … TYPE.
     """
 
     name: str
@@ -49,6 +51,8 @@ class PublishedColumn(msgspec.Struct, frozen=True, kw_only=True):
     generated: bool = False
     enum_labels: dict[str, str] = {}
     written: str = ""
+    has_missing: bool = False
+    default_oid: int = 0
 
 
 class PublishedIndex(msgspec.Struct, frozen=True, kw_only=True):

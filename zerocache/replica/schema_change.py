@@ -164,7 +164,7 @@ def _alteration(old: TableFacts, new: TableFacts, event: SchemaEvent) -> AlterTa
     now = {column.position: column for column in new.table.columns}
     kept = [(before[at], now[at]) for at in sorted(before.keys() & now.keys())]
     rewritten = new.table.oid in event.rewritten or (
-        event.is_unknown and _looks_rewritten(old.table, new.table)
+        event.is_unknown and looks_rewritten(old.table, new.table)
     )
     any_value = rewritten and event.may_use_using
     stale = [(a, b) for a, b in kept if _is_stale(a, b, rewritten, any_value)]
@@ -182,19 +182,30 @@ def _alteration(old: TableFacts, new: TableFacts, event: SchemaEvent) -> AlterTa
     )
 
 
-def _looks_rewritten(old: PublishedTable, new: PublishedTable) -> bool:
-    """VACUUM FULL and TRUNCATE write other files, SET DEFAULT writes the column's entry; only
-    ALTER COLUMN … TYPE does both."""
+def looks_rewritten(old: PublishedTable, new: PublishedTable) -> bool:
+    """Whether values of a column may have been rewritten, which no row tells.
+
+    VACUUM FULL and TRUNCATE write other files, SET DEFAULT and GRANT write the column's entry; only
+    ALTER COLUMN … TYPE does both at once.
+    """
     if not old.publication_state:
         return False  # facts stored by older versions do not say
     known = {partition.oid: partition.storage for partition in old.partitions}
     moved = old.storage != new.storage or any(
         known.get(part.oid, part.storage) != part.storage for part in new.partitions
     )
-    written = {column.position: column.written for column in old.columns}
+    known_columns = {column.position: column for column in old.columns}
     return moved and any(
-        written.get(column.position, column.written) != column.written for column in new.columns
+        _was_written(known_columns.get(column.position, column), column) for column in new.columns
     )
+
+
+def _was_written(old: PublishedColumn, new: PublishedColumn) -> bool:
+    """VACUUM FULL writes the values of a default into all rows, which the entry of the column no
+    longer has then; what is stored for the default stays, though."""
+    stored = old.has_missing and not new.has_missing
+    kept = old.default_oid != 0 and old.default_oid == new.default_oid
+    return old.written != new.written and not (stored and kept)
 
 
 def _key_is_unknown(change: AlterTable) -> bool:
