@@ -137,10 +137,12 @@ async def _run(name: str, options: Options, benchmark: Benchmark) -> None:
             bench = await asyncio.to_thread(_load, cluster, options, work_dir)
             settings = _settings(cluster, bench)
             report.print_header(settings)
-            results = [
-                await _measure(bench, kind, versions[kind.name], benchmark)
-                for kind in options.kinds
-            ]
+            results = []
+            for kind in options.kinds:
+                results.append(await _measure(bench, kind, versions[kind.name], benchmark))
+                if len(options.kinds) > 1:
+                    # The next one may take so long that somebody ends the run.
+                    report.print_table(results[-1:])
     finally:
         if options.keep_logs:
             print(f"logs: {work_dir}")
