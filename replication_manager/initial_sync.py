@@ -105,7 +105,7 @@ class _Progress:
         seconds = self.settings.monotonic() - self.started_s
         self.settings.report(
             f"initial sync: copied {self.rows:,} rows ({self.size_bytes / _MEGABYTE:.1f} MB) of "
-            f"{self.total_tables} tables in {seconds:.1f} s"
+            f"{self.total_tables} tables in {seconds:.2f} s"
         )
 
 

@@ -4,7 +4,7 @@ Owns their order: while a task *holds* the queue they wait, and are applied when
 ends. A *bar* keeps back those from one version on: what the queries yield there may not be shown
 as it is, and a task makes something else of it (changed permissions). Also owns the *epoch*: when
 the engine's knowledge of the group is lost, everything that waits is void, and so is every answer
-that was asked for before.
+that was asked for before. What waits is bounded: beyond, starting over costs less than keeping it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ from zerocache.protocol.versions import Watermark
 
 T = TypeVar("T")
 
+MAX_WAITING_OPERATIONS = 200_000
+"""Row operations of the advances that wait, if it is more than one."""
+
 
 class Superseded(Exception):
     """The engine lost what the running task was building on; a rebuild follows."""
@@ -34,14 +37,19 @@ class GroupAdvance:
     update: GroupUpdate
     shared: PokeBody | None
 
+    def size(self) -> int:
+        return 1 + len(self.update.dels) + sum(map(len, self.update.puts))
+
 
 class AdvanceQueue:
     """``apply`` is called with each advance in order; it may :meth:`void` the queue, and must
-    make itself harmless once the group has ended."""
+    make itself harmless once the group has ended. ``on_full`` must :meth:`void` it."""
 
-    def __init__(self, apply: Callable[[GroupAdvance], None]) -> None:
+    def __init__(self, apply: Callable[[GroupAdvance], None], on_full: Callable[[], None]) -> None:
         self._apply = apply
+        self._on_full = on_full
         self._waiting: deque[GroupAdvance] = deque()
+        self._operations = 0
         self._holds = 0
         self._bar: Watermark | None = None
         self.epoch = 0
@@ -52,15 +60,18 @@ class AdvanceQueue:
         if self.deaf:
             return
         self._waiting.append(advance)
+        self._operations += advance.size()
         if not self._holds:
             self.drain(None)
+        if len(self._waiting) > 1 and self._operations > MAX_WAITING_OPERATIONS:
+            self._on_full()
 
     def drain(self, until: Watermark | None) -> None:
         """Apply what waits, at most up to ``until`` and never what is barred."""
         while self._waiting and (until is None or self._waiting[0].version <= until):
             if self.is_barred(self._waiting[0].version):
                 return
-            self._apply(self._waiting.popleft())
+            self._apply(self._next())
 
     def bar(self, version: Watermark) -> bool:
         """Apply nothing from ``version`` on, until :meth:`take` or :meth:`lift`; False if there
@@ -87,8 +98,13 @@ class AdvanceQueue:
         self._bar = None
         taken: list[GroupAdvance] = []
         while self._waiting and self._waiting[0].version <= until:
-            taken.append(self._waiting.popleft())
+            taken.append(self._next())
         return taken
+
+    def _next(self) -> GroupAdvance:
+        advance = self._waiting.popleft()
+        self._operations -= advance.size()
+        return advance
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -109,6 +125,7 @@ class AdvanceQueue:
         self.deaf = True
         self._bar = None
         self._waiting.clear()
+        self._operations = 0
 
     async def of_engine(self, answer: Awaitable[T], epoch: int) -> T:
         """``answer``, unless the ``epoch`` of what it builds on is over by then."""

@@ -66,7 +66,7 @@ class GroupView:
         self._engine = engine
         self._queries = queries
         self._on_lost = on_lost
-        self._advances = AdvanceQueue(self._apply_advance)
+        self._advances = AdvanceQueue(self._apply_advance, self._start_over)
         self.tables: ClientTables | None = None
         # The key of the AST of each query the engine runs for the group.
         self._running: dict[QueryHash, bytes] = {}
@@ -111,11 +111,20 @@ class GroupView:
         self._running.clear()
         self._internal_running = False
 
+    def _start_over(self) -> None:
+        self.invalidate()
+        self._on_lost()
+
     def bar(self, version: Watermark) -> bool:
         """The permissions changed with ``version``: False if no query depends on them. Otherwise a
         :meth:`reconcile` must follow."""
-        by_permissions = any(q.ast_json is not None for q in self._record.queries.values())
-        return by_permissions and self._advances.bar(version)
+        if not any(q.ast_json is not None for q in self._record.queries.values()):
+            return False
+        if not self._audience.admitted():
+            # Nobody to do it for, and it would have to wait for somebody: who comes starts over.
+            self.invalidate()
+            return False
+        return self._advances.bar(version)
 
     def _apply_advance(self, advance: GroupAdvance) -> None:
         body = self._body_of(advance)
@@ -205,10 +214,11 @@ class GroupView:
         if self._advances.deaf:
             raise Superseded  # there is no view to catch up to before the rebuild
         epoch = self._advances.epoch
-        behind = self._audience.catch_up()
-        if behind:
+        # More than once if the replica moves on meanwhile: not all are brought to the same version.
+        while behind := self._audience.catch_up():
             with self._advances.held():
                 await self._bring(behind, epoch)
+            self._advances.check(epoch)
 
     async def _apply(self, wanted: Wanted, expired: list[QueryHash], epoch: int) -> bool:
         add = {h: q for h, (key, q) in wanted.queries.items() if self._running.get(h) != key}
@@ -280,8 +290,7 @@ class GroupView:
             wanted.permissions != self._queries.permissions_number
         ):
             # The permissions changed between the question and the answer.
-            self.invalidate()
-            self._on_lost()
+            self._start_over()
         self._advances.check(epoch)
         bodies = [self._body_of(advance) for advance in self._advances.take(version)]
         self._advances.check(epoch)
@@ -344,8 +353,7 @@ class GroupView:
             if self._careful:
                 raise
             self._careful = True
-            self.invalidate()
-            self._on_lost()
+            self._start_over()
             raise Superseded from None
 
     async def _body_from(self, base: ViewVersion | None, epoch: int) -> PokeBody:

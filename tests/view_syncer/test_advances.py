@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from view_syncer import advances
 from view_syncer.advances import AdvanceQueue, GroupAdvance, Superseded
 from view_syncer.fan_out import GroupUpdate
 from zerocache.protocol.versions import Watermark
@@ -17,7 +18,8 @@ def advance(version: str) -> GroupAdvance:
 
 def recorded() -> tuple[AdvanceQueue, list[str]]:
     applied: list[str] = []
-    return AdvanceQueue(lambda a: applied.append(a.version)), applied
+    queue = AdvanceQueue(lambda a: applied.append(a.version), lambda: queue.void())
+    return queue, applied
 
 
 def test_advances_wait_for_the_last_hold() -> None:
@@ -58,6 +60,21 @@ def test_void_forgets_what_waits_and_hears_nothing_until_it_listens_again() -> N
     queue.deaf = False
     queue.put(advance("04"))
     assert applied == ["04"]
+
+
+def test_too_much_that_waits_is_void(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(advances, "MAX_WAITING_OPERATIONS", 4)
+    queue, applied = recorded()
+    with queue.held():
+        queue.put(GroupAdvance(Watermark("01"), GroupUpdate((), dels=["x"] * 9), None))
+        assert not queue.deaf  # a single one may be of any size
+        queue.drain(Watermark("01"))
+        for version in ("02", "03", "04", "05"):
+            queue.put(advance(version))
+        assert not queue.deaf
+        queue.put(advance("06"))
+        assert queue.deaf
+    assert applied == ["01"]
 
 
 async def test_answer_of_an_epoch_that_ended_is_refused() -> None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,10 @@ class Gate:
 
     def open(self) -> None:
         self._open.set()
+
+
+def shows(client: TestClient, titles: dict[str, str]) -> bool:
+    return client.titles == titles
 
 
 async def failure(client: TestClient) -> ServerError:
@@ -675,6 +680,47 @@ async def test_reset_while_a_client_connects_leaves_everybody_with_everything(
         await client.wait_got(ALL_TASKS, ALL_TAGS)
         await client.wait_for(lambda client=client: client.titles.get("a") == "A2")  # type: ignore[misc]
         assert set(client.titles) == {"a", "b", "c"}
+
+
+async def test_clients_of_two_versions_that_are_brought_here_in_turns_all_stay_current(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The replica moves on between the first and the second: whoever is sent what the first was
+    sent must not stay there."""
+    first = await server.connected(ALL_TASKS)
+    older = copied(first.state)
+    await first.wait_cookie(server.replica.write(edit_task("b", title="B2")))
+    gate = Gate(monkeypatch, server.worker._queries, "resolve")
+    second = server.client(ALL_TASKS, state=older)
+    await second.connect()
+    await gate.reached.wait()
+    await first.wait_for(lambda: second.client_id in first.state.desired)
+    third = server.client(ALL_TASKS, state=copied(first.state))
+    await third.connect()
+    group, engine = server.group(), server.worker._engine
+    await until(lambda: len(group.clients) == 3)
+    asked: list[str] = []
+
+    def moving_on(name: str) -> None:
+        original = getattr(engine, name)
+
+        async def answer(*args: Any) -> Any:
+            asked.append(name)
+            if len(asked) == 2:
+                version = server.replica.write(edit_task("a", title="A2"))
+                await server.worker._queries.wait_for_version(version, 10)  # type: ignore[arg-type]
+            return await original(*args)
+
+        monkeypatch.setattr(engine, name, answer)
+
+    moving_on("full_view")
+    moving_on("difference")
+    group.invalidate()
+    await engine.drop(group)
+    gate.open()
+    for client in (first, second, third):
+        await client.wait_for(partial(shows, client, {"a": "A2", "b": "B2", "c": "C"}))
+    assert len(asked) >= 2
 
 
 async def test_answer_of_an_engine_that_was_reset_meanwhile_is_not_used(

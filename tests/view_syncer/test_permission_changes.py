@@ -35,7 +35,7 @@ from tests.view_syncer.server import (
 from tests.view_syncer.test_client_group import Gate
 from tests.view_syncer.test_returning import written_down
 from tests.view_syncer.test_schema_gate import drop_column
-from view_syncer import worker
+from view_syncer import advances, worker
 from zerocache.replica.types import SQLiteValue
 from zerocache.replica.writer import ReplicaWriter
 
@@ -230,6 +230,53 @@ async def test_group_without_clients_is_not_shown_the_old_view_when_one_returns(
     await again.connect()
     await again.wait_for(lambda: set(again.state.rows) == {("tag", ("t",))})
     assert "secret" not in sent(client, again)
+
+
+async def test_nothing_piles_up_for_a_group_whose_only_connection_says_nothing(
+    server: Server, replica: Replica, app_id: str
+) -> None:
+    """Nobody is there for whom the changed permissions could be applied."""
+    client = await server.connected(ALL_TASKS, ALL_TAGS)
+    state = copied(client.state)
+    silent = server.client()
+    silent._init_body = lambda: {"desiredQueriesPatch": [], "pad": "x" * 9000}  # type: ignore[method-assign]
+    silent.send = lambda *_: None  # type: ignore[method-assign]  # keeps its first message back
+    await silent.connect()
+    client.close()
+    await until(lambda: list(server.group().clients) == [silent.client_id])
+    replica.write(put_task("secret"), deployed(app_id, ONLY_TAGS))
+    version = ""
+    for i in range(20):
+        version = replica.write(put_tag(f"t{i}"))
+    await server.worker._queries.wait_for_version(version, 10)  # type: ignore[arg-type]
+    assert not server.group()._view._advances._waiting
+    again = server.client(state=state, client_id=client.client_id)
+    await again.connect()
+    await again.wait_for(lambda: set(again.state.rows) == {("tag", (f"t{i}",)) for i in range(20)})
+    assert "secret" not in sent(client, again)
+
+
+async def test_what_piles_up_while_permissions_are_applied_is_bounded(
+    server: Server, replica: Replica, app_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may lead to queries that take long: then the group starts over instead."""
+    monkeypatch.setattr(advances, "MAX_WAITING_OPERATIONS", 10)
+    client = await server.connected(ALL_TASKS, ALL_TAGS)
+    gate = Gate(monkeypatch, server.worker._queries, "resolve")
+    replica.write(put_task("secret"), deployed(app_id, ONLY_TAGS))
+    async with asyncio.timeout(10):
+        await gate.reached.wait()
+    version = ""
+    for i in range(20):
+        version = replica.write(put_tag(f"t{i}"))
+    await server.worker._queries.wait_for_version(version, 10)  # type: ignore[arg-type]
+    assert not server.group()._view._advances._waiting
+    gate.open()
+    await client.wait_for(
+        lambda: set(client.state.rows) == {("tag", (f"t{i}",)) for i in range(20)}
+    )
+    await client.wait_cookie(replica.write(put_tag("t20")))
+    assert "secret" not in sent(client)
 
 
 async def test_changed_permissions_leave_named_queries_alone(server: Server) -> None:
