@@ -96,12 +96,12 @@ class Server:
     def log_path(self) -> Path:
         return self._dir / "log"
 
-    async def start(self) -> float:
+    async def start(self, log_level: str = "warn") -> float:
         command = self.kind.command()
         began = time.monotonic()
         with self.log_path.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                *command, env=self.environment(), cwd=self._dir,
+                *command, env=self.environment() | {"ZERO_LOG_LEVEL": log_level}, cwd=self._dir,
                 stdout=log, stderr=log, start_new_session=True, preexec_fn=die_with_parent,
             )  # fmt: skip
         await self._wait_ready(self._process)
@@ -180,7 +180,6 @@ class Server:
             "ZERO_CHANGE_STREAMER_PORT": str(free_port()),
             "ZERO_NUM_SYNC_WORKERS": str(self._workers),
             "ZERO_ADMIN_PASSWORD": "benchmark",
-            "ZERO_LOG_LEVEL": "warn",
             "ZERO_ENABLE_TELEMETRY": "false",
             "DO_NOT_TRACK": "1",
             "NODE_ENV": "production",

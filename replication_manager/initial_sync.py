@@ -105,7 +105,7 @@ class _Progress:
         seconds = self.settings.monotonic() - self.started_s
         self.settings.report(
             f"initial sync: copied {self.rows:,} rows ({self.size_bytes / _MEGABYTE:.1f} MB) of "
-            f"{self.total_tables} tables in {seconds:.1f} s"
+            f"{self.total_tables} tables in {seconds:.2f} s"
         )
 
 
@@ -206,7 +206,8 @@ def _copy(
         store_values(table, values, count, len(lines) + 1)
 
     plans = {table.oid: plan for table in schema.tables if (plan := plan_of(table)) is not None}
-    copy_tables(connections, schema.tables, sizes, store, stop, BinaryCopies(plans, store_values))
+    binary = BinaryCopies(plans, store_values)
+    copy_tables(settings.url, connections, schema.tables, sizes, store, stop, binary)
     progress.finish()
 
 
