@@ -145,7 +145,8 @@ class _Reader:
             self._put(Snapshot(slot.consistent_point, table))
             if table is not None:
                 sizes = read_sizes(connection, [table])
-                copy_tables([connection], [table], sizes, self._sink(table), self._stop)
+                sink = self._sink(table)
+                copy_tables(self._url, [connection], [table], sizes, sink, self._stop)
 
     def _move_stream(self) -> None:
         """A transaction after the snapshot, so that an idle stream passes it, too."""

@@ -206,7 +206,8 @@ def _copy(
         store_values(table, values, count, len(lines) + 1)
 
     plans = {table.oid: plan for table in schema.tables if (plan := plan_of(table)) is not None}
-    copy_tables(connections, schema.tables, sizes, store, stop, BinaryCopies(plans, store_values))
+    binary = BinaryCopies(plans, store_values)
+    copy_tables(settings.url, connections, schema.tables, sizes, store, stop, binary)
     progress.finish()
 
 

@@ -22,6 +22,7 @@ from psycopg.adapt import Transformer
 from psycopg.errors import error_from_result
 
 from replication_manager.signals import StopSignal
+from replication_manager.silent_copies import SilenceWatch
 from zerocache.errors import ReplicationError
 from zerocache.postgres.connection import connect
 from zerocache.replica.copy_binary import BinaryColumn, BinaryPlan
@@ -136,6 +137,7 @@ def read_sizes(
 
 
 def copy_tables(
+    url: str,
     connections: Sequence[psycopg.Connection[Any]],
     tables: Sequence[PublishedTable],
     sizes: dict[int, TableSize],
@@ -143,11 +145,15 @@ def copy_tables(
     stop: StopSignal,
     binary: BinaryCopies | None = None,
 ) -> None:
-    """Copy every table; returns when the last row is in ``sink``, or in that of ``binary``."""
+    """Copy every table; returns when the last row is in ``sink``, or in that of ``binary``.
+
+    ``url`` is where the ``connections`` lead to: the server is asked there if nothing comes.
+    """
     # The largest first, so that the end is not one connection copying alone.
     waiting = deque(sorted(tables, key=lambda table: -sizes[table.oid].size_bytes))
     idle = list(connections)
     active: list[_Copy] = []
+    watch = SilenceWatch(url, connections)
     while waiting or active:
         while waiting and idle:
             table = waiting.popleft()
@@ -157,7 +163,11 @@ def copy_tables(
                 active.append(_TextCopy(idle.pop(), table, is_partitioned, sink))
             else:
                 active.append(_BinaryCopy(idle.pop(), table, is_partitioned, plan, binary.sink))
-        ready = stop.wait_readable(*active, timeout_s=None)
+        ready = stop.wait_readable(*active, timeout_s=watch.timeout_s)
+        if not ready:
+            watch.silent([copy.connection for copy in active])
+            continue
+        watch.heard()
         for copy in [copy for copy in active if copy in ready]:
             if copy.advance():
                 active.remove(copy)

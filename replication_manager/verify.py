@@ -206,7 +206,8 @@ class _Round:
             self._compared += count
 
         with closing(StopSignal()) as never:
-            copy_tables([snapshot], tables, read_sizes(snapshot, tables), look, never)
+            sizes = read_sizes(snapshot, tables)
+            copy_tables(self._url, [snapshot], tables, sizes, look, never)
         for comparison in comparisons.values():
             self._note(comparison.finish())
 

@@ -17,6 +17,7 @@ from typing import TypeVar
 
 from view_syncer.fan_out import GroupUpdate
 from view_syncer.poke import PokeBody
+from zerocache.errors import ClientFacingError
 from zerocache.protocol.versions import Watermark
 
 T = TypeVar("T")
@@ -128,8 +129,15 @@ class AdvanceQueue:
         self._operations = 0
 
     async def of_engine(self, answer: Awaitable[T], epoch: int) -> T:
-        """``answer``, unless the ``epoch`` of what it builds on is over by then."""
-        result = await answer
+        """``answer``, unless the ``epoch`` of what it builds on is over by then. A failure to
+        answer is then none either (a table may be gone); a refusal of the client stays one."""
+        try:
+            result = await answer
+        except ClientFacingError:
+            raise
+        except Exception:
+            self.check(epoch)
+            raise
         self.check(epoch)
         return result
 

@@ -381,8 +381,10 @@ class EngineHost:
         reader = self._readers.take()
         try:
             reader.begin()
-            while reader.version > self._engine.version:
+            while reader.version > (reached := self._engine.version):
                 self._advance()
+                if self._engine.version <= reached:
+                    break  # the file is being replaced: it is another one that goes on
                 reader.begin()
         except BaseException:
             reader.close()

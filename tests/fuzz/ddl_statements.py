@@ -94,6 +94,8 @@ class Statements:
             made.append(f"{publication} FOR TABLE base{root}")
         if self.rng.random() < 0.3:
             made.append(_NESTED)
+        if self.rng.random() < 0.4:
+            made.append(_TREE)
         return made
 
     def ddl(self) -> str:
@@ -169,10 +171,6 @@ class Statements:
         )
 
     def _of_schemas(self, table: Table) -> str:
-        if table.is_partitioned:
-            # pgoutput goes on to send rows of its partitions as its own, published or not: that
-            # costs a new sync, and has a test of its own.
-            return f"CREATE VIEW {self.name('v')} AS SELECT * FROM {table.name}"
         relation = table.name.split(".")[-1]
         return self.rng.choice(
             (
@@ -190,10 +188,8 @@ class Statements:
         leaves = [table for table in tables if table.is_partition]
         if not roots or not leaves:
             return self._create(tables)
-        # For the same reason no partitioned table becomes a partition, or ceases to be one.
-        others = [table for table in tables if not table.is_partitioned] or leaves
-        leaves = [table for table in leaves if not table.is_partitioned] or leaves
-        root, leaf, other = (self.rng.choice(some) for some in (roots, leaves, others))
+        root, leaf, other = (self.rng.choice(some) for some in (roots, leaves, tables))
+        name = self.name("t")
         bounds = self.rng.choice(("FOR VALUES FROM (0) TO (150)", "DEFAULT"))
         return self.rng.choice(
             (
@@ -201,7 +197,12 @@ class Statements:
                 f"ALTER TABLE {root.name} DETACH PARTITION {leaf.name}",
                 f"ALTER TABLE {root.name} ATTACH PARTITION {other.name} {bounds}",
                 f"ALTER TABLE {root.name} ATTACH PARTITION {other.name} {bounds}",
-                f"CREATE TABLE {self.name('t')} PARTITION OF {root.name} {bounds}",
+                f"CREATE TABLE {name} PARTITION OF {root.name} {bounds}",
+                f"CREATE TABLE {name} PARTITION OF {root.name} {bounds} PARTITION BY RANGE (id);"
+                f"CREATE TABLE {name}_d PARTITION OF {name} DEFAULT",
+                f"CREATE TABLE {name} (LIKE {root.name} INCLUDING ALL) PARTITION BY RANGE (id);"
+                f"CREATE TABLE {name}_0 PARTITION OF {name} FOR VALUES FROM (0) TO (100);"
+                f"CREATE TABLE {name}_d PARTITION OF {name} DEFAULT",
                 f"DROP TABLE {leaf.name}",
                 f"TRUNCATE {root.name}",
             )
@@ -323,6 +324,15 @@ class Statements:
             )
         )
 
+
+_TREE = """
+CREATE TABLE root (id int PRIMARY KEY, a text) PARTITION BY RANGE (id);
+CREATE TABLE near PARTITION OF root FOR VALUES FROM (0) TO (100);
+CREATE TABLE sub PARTITION OF root FOR VALUES FROM (100) TO (250) PARTITION BY RANGE (id);
+CREATE TABLE leaf PARTITION OF sub FOR VALUES FROM (100) TO (200);
+CREATE TABLE rest PARTITION OF sub DEFAULT;
+INSERT INTO root SELECT i, 'r' || i FROM generate_series(50, 220) i
+"""
 
 # What some hosts do: each new table gets row level security, by a trigger that fires before ours.
 _NESTED = """

@@ -9,7 +9,8 @@ from contextlib import suppress
 
 
 class Proxy:
-    """Forwards to ``port`` on this host. ``freeze``: what is connected hears nothing any more."""
+    """Forwards to ``port`` on this host. ``freeze``: what is connected hears nothing any more;
+    ``swallow``: what is sent goes nowhere, instead of waiting."""
 
     def __init__(self, port: int) -> None:
         self._target = port
@@ -18,9 +19,11 @@ class Proxy:
         self._sockets: list[socket.socket] = []
         # Connections of an earlier generation than this are frozen.
         self._generation = 0
+        self._swallow = True
         threading.Thread(target=self._accept, daemon=True).start()
 
-    def freeze(self) -> None:
+    def freeze(self, *, swallow: bool = True) -> None:
+        self._swallow = swallow
         self._generation += 1
 
     def close(self) -> None:
@@ -47,6 +50,8 @@ class Proxy:
                 for source in select.select([ours, theirs], [], [])[0]:
                     data = source.recv(65536)
                     if data and generation != self._generation:
+                        if not self._swallow:
+                            return
                         continue  # it stays open, and nothing passes
                     if not data:
                         other[source].shutdown(socket.SHUT_WR)

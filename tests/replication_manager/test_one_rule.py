@@ -297,7 +297,7 @@ def _copied_in_binary(
     copied: list[SQLiteValue] = []
     never = StopSignal()
     copy_tables(
-        [connection], [table], read_sizes(connection, [table]), _refuse, never,
+        connection.info.dsn, [connection], [table], read_sizes(connection, [table]), _refuse, never,
         BinaryCopies({table.oid: plan}, lambda _table, values, _rows, _size: copied.extend(values)),
     )  # fmt: skip
     never.close()

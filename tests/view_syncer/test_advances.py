@@ -9,6 +9,7 @@ import pytest
 from view_syncer import advances
 from view_syncer.advances import AdvanceQueue, GroupAdvance, Superseded
 from view_syncer.fan_out import GroupUpdate
+from zerocache.errors import ClientFacingError
 from zerocache.protocol.versions import Watermark
 
 
@@ -86,6 +87,28 @@ async def test_answer_of_an_epoch_that_ended_is_refused() -> None:
     queue.void()
     with pytest.raises(Superseded):
         await waiting
+
+
+async def test_failure_of_an_epoch_that_ended_is_none() -> None:
+    queue, _ = recorded()
+    answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    waiting = asyncio.create_task(queue.of_engine(answer, queue.epoch))
+    await asyncio.sleep(0)
+    answer.set_exception(KeyError("a column that is gone"))
+    queue.void()
+    with pytest.raises(Superseded):
+        await waiting
+
+
+async def test_refusal_is_one_in_any_epoch() -> None:
+    """It is the client's: whoever may not come in does not come in by a reset."""
+    queue, _ = recorded()
+    answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    answer.set_exception(ClientFacingError("Unauthorized", "another user"))
+    epoch = queue.epoch
+    queue.void()
+    with pytest.raises(ClientFacingError):
+        await queue.of_engine(answer, epoch)
 
 
 async def test_answer_of_the_present_epoch_is_given() -> None:

@@ -15,6 +15,7 @@ from view_syncer import engine_host
 from view_syncer.engine_host import EngineHost
 from view_syncer.fan_out import WorkerAdvance
 from view_syncer.ivm.encode import ClientTables, SyncedTable
+from view_syncer.ivm.snapshot import SnapshotReader
 from zerocache.errors import QueryError, UnsafeIntegerError
 from zerocache.replica.writer import ReplicaWriter
 from zerocache.zql.ast import Query, parse_query
@@ -244,6 +245,31 @@ async def test_file_that_is_missing_for_a_moment_is_waited_for(
     await host.read(lambda engine: engine.version)  # behind the advance
     moved.rename(replica.path)
     assert listener.fatal == []
+
+
+async def test_members_that_are_read_while_the_file_is_missing_hold_nobody_up(
+    host: EngineHost, replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reader has seen a version that the engine cannot get to."""
+    await host.reconcile("g", TABLES, {"q": ALL}, ())
+    (unit,) = await host.take_due(all_due=True)
+    replica.write(edit_task("a", title="A2"))
+    take, away = host._readers.take, replica.path.with_name("moved.db")
+
+    def take_the_last_one() -> SnapshotReader:
+        reader = take()
+        replica.path.rename(away)
+        return reader
+
+    monkeypatch.setattr(host._readers, "take", take_the_last_one)
+    async with asyncio.timeout(10):
+        assert await host.members(unit) is None
+    monkeypatch.undo()
+    away.rename(replica.path)
+    assert await host.take_due(all_due=True) == [unit]
+    members = await host.members(unit)
+    assert members is not None
+    assert members[0] == replica.version
 
 
 async def test_query_whose_schema_changes_while_it_hydrates_is_served_from_the_old_snapshot(

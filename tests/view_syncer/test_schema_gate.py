@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 import msgspec
+import pytest
 
 from tests.view_syncer.server import (
     ALL_TAGS,
@@ -15,7 +17,7 @@ from tests.view_syncer.server import (
     edit_task,
     put_tag,
 )
-from tests.view_syncer.test_client_group import failure, refused
+from tests.view_syncer.test_client_group import Gate, failure, refused
 from zerocache.replica.pending import Pending, forget_pending, save_pending
 from zerocache.replica.schema_apply import announce, shapes
 from zerocache.replica.schema_change import AlterTable
@@ -128,3 +130,25 @@ async def test_minor_version_follows_the_changes_of_queries_before_it(server: Se
     await client.wait_for(lambda: client.titles["c"] == "C2")
     again = await server.connected(ALL_TASKS, state=copied(client.state))
     assert again.titles == {"a": "A2", "b": "B2", "c": "C2"}
+
+
+async def test_column_that_goes_before_the_engine_answers_is_what_the_client_is_told(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine's answer, whatever it is, belongs to what it knew before: it is no failure."""
+    first = await server.connected(ALL_TAGS)
+    gate = Gate(monkeypatch, server.worker._engine, "reconcile")
+    first.change_queries(put=[ALL_TASKS])
+    async with asyncio.timeout(10):
+        await gate.reached.wait()
+    monkeypatch.undo()  # others are answered at once
+    version = server.replica.write(drop_column(TITLE))
+    await server.worker._queries.wait_for_version(version, 10)  # type: ignore[arg-type]
+    gate.open()
+    assert (await failure(first)).kind == "SchemaVersionNotSupported"
+    # Until the group is gone the engine runs a query that has no rows for its clients.
+    await server.worker._facts.flush(final=True)
+    replica = server.replica
+    version = replica.write(lambda w: w.update("task", {"id": "a"}, {"id": "a", "done": 1}))
+    await server.worker._queries.wait_for_version(version, 10)  # type: ignore[arg-type]
+    assert server.fatal == []

@@ -228,7 +228,7 @@ class Encoder:
         return self._sql[name]
 
     def _build(self, table: SyncedTable) -> PatchSql:
-        columns = self._schema[table.name].columns
+        columns = self._columns(table)
         head = msgspec.json.encode(table.name).decode()
         put = f'{{"op":"put","tableName":{head},"value":'
         del_ = f'{{"op":"del","tableName":{head},"id":'
@@ -236,6 +236,18 @@ class Encoder:
             _select(table.name, put, [columns[c] for c in table.columns]),
             _select(table.name, del_, [columns[c] for c in table.key]),
         )
+
+    def _columns(self, table: SyncedTable) -> Mapping[str, ReplicaColumn]:
+        """Client schemas were checked, but perhaps before the replica's changed: until that is
+        known to whoever asks, it is the query that cannot be served and not the engine."""
+        there = self._schema[table.name].columns if table.name in self._schema else {}
+        missing = [name for name in (*table.columns, *table.key) if name not in there]
+        if missing:
+            raise QueryError(
+                f"rows of table {table.name!r} cannot be sent: the column {missing[0]!r}, which "
+                "the client's schema declares, is not in the replica any more; reload the client"
+            )
+        return there
 
 
 _ONE_STEP_ROWS = 500

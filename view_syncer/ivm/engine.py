@@ -35,6 +35,9 @@ log = structlog.get_logger(__name__)
 MAX_PLANS = 2_000
 """Plans kept before those that no pipeline uses are dropped."""
 
+MAX_ENCODERS = 256
+"""Client schemas whose encoders are kept before those that nobody reads with are dropped."""
+
 REHYDRATE_MIN_ROWS = 256
 REHYDRATE_MARGIN = 2.0
 IMAGE_ROW_S = 3e-6
@@ -92,6 +95,7 @@ class Engine:
         self._pipelines: dict[Instance, Pipeline] = {}
         self._clients: dict[Pipeline, dict[ClientTables, int]] = {}
         self._encoders: dict[ClientTables, Encoder] = {}
+        self._max_encoders = MAX_ENCODERS
         # Of all pipelines, also of those that are gone.
         self.hydrations_ms = Digest()
         self.advances_ms = Digest()
@@ -394,8 +398,17 @@ class Engine:
         """Made once per client schema; may be used on any thread."""
         encoder = self._encoders.get(client)
         if encoder is None:
+            self._forget_idle_encoders()
             encoder = self._encoders[client] = Encoder(client, self.schema)
         return encoder
+
+    def _forget_idle_encoders(self) -> None:
+        """Clients may invent any number of schemas."""
+        if len(self._encoders) < self._max_encoders:
+            return
+        used = {client for readers in self._clients.values() for client in readers}
+        self._encoders = {c: encoder for c, encoder in self._encoders.items() if c in used}
+        self._max_encoders = max(MAX_ENCODERS, 2 * len(self._encoders))
 
     def _reset(self) -> None:
         """Forget everything that was derived from the old schema or generation."""

@@ -13,6 +13,7 @@ import pytest
 from tests.view_syncer.ivm.cases import TABLES, all_of, any_of, c, ex, q, rel, seed_rows
 from tests.view_syncer.ivm.group import Group
 from tests.view_syncer.ivm.replica import Change, Replica, Row, Table, client_tables
+from view_syncer.ivm import engine as engine_module
 from view_syncer.ivm.encode import ClientTables, SyncedTable
 from view_syncer.ivm.engine import Engine
 from zerocache.errors import QueryError, UnsafeIntegerError
@@ -78,6 +79,23 @@ def test_plans_of_shapes_that_nobody_uses_are_forgotten(
     assert len(engine._plans) <= 3
     again = engine.subscribe(q("task", c("rank", "=", 10)), ALL)
     assert again.pipeline.plan is kept.pipeline.plan
+
+
+def test_client_schemas_that_nobody_uses_are_forgotten(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clients may invent any number of them."""
+    monkeypatch.setattr(engine_module, "MAX_ENCODERS", 3)
+    monkeypatch.setattr(engine, "_max_encoders", 3)
+    kept = engine.subscribe(q("task", c("rank", "=", 20)), ALL)
+    encoder = engine.encoder(ALL)
+    for number in range(20):
+        invented = ClientTables(f"schema {number}", NO_NOTES.tables)
+        subscription = engine.subscribe(q("task", c("rank", "=", 20)), invented)
+        assert len(engine.rows(subscription)) == 2
+        engine.unsubscribe(subscription)
+    assert len(engine._encoders) <= 4
+    assert engine.encoder(kept.client) is encoder
 
 
 def test_a_query_that_matches_nothing_does_not_share_with_all_rows(engine: Engine) -> None:
