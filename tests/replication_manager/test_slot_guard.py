@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -125,6 +126,17 @@ def test_danger_is_told_before_the_slot_is_lost_and_then_one_sync_follows(
             assert written < 400_000
             small.psql(query, written, written + 1_999)
             written += 2_000
+            # A writer that outran the looks would lose the slot before anybody could warn.
+            (retained,) = small.psql(
+                "SELECT max(pg_current_wal_lsn() - restart_lsn)::int8 FROM pg_replication_slots"
+            )[0]
+            replicator.wait_until(partial(has_seen, retained))
+
+    def has_seen(retained: int) -> bool:
+        if "slot_in_danger" in replicator.log():
+            return True
+        slot = figures(replicator)["slot"]
+        return slot is not None and bool(slot["retained_bytes"] >= retained)
 
     def is_lost() -> bool:
         small.psql("CHECKPOINT")
