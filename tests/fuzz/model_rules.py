@@ -29,11 +29,10 @@ EVERYTHING: Rules = dict.fromkeys(world.COLUMNS, _ALL)
 def change(seed: str) -> list[str]:
     """One transaction that deploys other rules, mostly with changes of rows beside it."""
     choose = random.Random(seed)
-    statements = [deploying(_rules(choose))]
+    changes = [[deploying(_rules(choose))]]
     for _ in range(choose.choice([0, 1, 3])):
-        at = choose.randrange(len(statements) + 1)
-        statements[at:at] = world.small(choose)
-    return statements
+        changes.insert(choose.randrange(len(changes) + 1), world.small(choose))
+    return [statement for change in changes for statement in change]
 
 
 def _rules(choose: random.Random) -> Rules:
