@@ -9,7 +9,9 @@ from typing import Any
 import psycopg
 import pytest
 
+from tests.conftest import PostgresCluster
 from tests.replication_manager.harness import Replicator, make_config
+from tests.replication_manager.proxy import Proxy
 
 RunSql = Callable[[str], None]
 
@@ -50,3 +52,17 @@ def new_replicator(
 @pytest.fixture
 def replicator(new_replicator: Callable[..., Replicator]) -> Replicator:
     return new_replicator()
+
+
+@pytest.fixture
+def proxy(postgres: PostgresCluster) -> Iterator[Proxy]:
+    proxy = Proxy(postgres.port)
+    yield proxy
+    proxy.close()
+
+
+@pytest.fixture
+def proxied_url(proxy: Proxy, database: str) -> str:
+    """The database, with the proxy in between."""
+    name = database.rsplit("/", 1)[1]
+    return f"postgresql://postgres@127.0.0.1:{proxy.port}/{name}"

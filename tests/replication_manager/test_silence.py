@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import psycopg
 import pytest
 
-from tests.conftest import PostgresCluster
 from tests.replication_manager.conftest import RunSql
 from tests.replication_manager.harness import Replicator, compare
 from tests.replication_manager.proxy import Proxy
@@ -15,19 +14,6 @@ from zerocache.postgres.connection import INACTIVITY_VARIABLE, connect, is_trans
 from zerocache.postgres.shard import ShardNames
 
 LIMIT_MS = "1500"
-
-
-@pytest.fixture
-def proxy(postgres: PostgresCluster) -> Iterator[Proxy]:
-    proxy = Proxy(postgres.port)
-    yield proxy
-    proxy.close()
-
-
-@pytest.fixture
-def url(proxy: Proxy, database: str) -> str:
-    name = database.rsplit("/", 1)[1]
-    return f"postgresql://postgres@127.0.0.1:{proxy.port}/{name}"
 
 
 def hold_setup(holder: psycopg.Connection, shard: ShardNames) -> None:
@@ -48,14 +34,14 @@ def test_silence_while_a_start_waits_for_upstream(
     new_replicator: Callable[..., Replicator],
     run_sql: RunSql,
     database: str,
-    url: str,
+    proxied_url: str,
     proxy: Proxy,
     app_id: str,
     hold: Callable[[psycopg.Connection, ShardNames], None],
     purpose: str,
 ) -> None:
     run_sql("CREATE TABLE issue (id int PRIMARY KEY); INSERT INTO issue VALUES (1)")
-    replicator = new_replicator(url=url, change={"db": database})
+    replicator = new_replicator(url=proxied_url, change={"db": database})
     with psycopg.connect(database, autocommit=True) as holder:
         hold(holder, ShardNames(app_id))
         replicator.start(wait=False, environment={INACTIVITY_VARIABLE: LIMIT_MS})
@@ -77,10 +63,10 @@ def test_silence_while_a_start_waits_for_upstream(
 
 
 def test_an_answer_that_does_not_come_is_given_up(
-    url: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+    proxied_url: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(INACTIVITY_VARIABLE, "300")
-    connection = connect(url, "test")
+    connection = connect(proxied_url, "test")
     proxy.freeze()
     with (
         pytest.raises(psycopg.OperationalError, match="no answer") as caught,
@@ -91,9 +77,9 @@ def test_an_answer_that_does_not_come_is_given_up(
     assert connection.closed
 
 
-def test_signs_of_life_are_waited_for(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_signs_of_life_are_waited_for(proxied_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(INACTIVITY_VARIABLE, "600")
-    with connect(url, "test") as connection:
+    with connect(proxied_url, "test") as connection:
         connection.execute(
             "DO $$ BEGIN FOR i IN 1..5 LOOP PERFORM pg_sleep(0.3); RAISE NOTICE 'alive'; "
             "END LOOP; END $$"

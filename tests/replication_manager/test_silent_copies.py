@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import closing
 
 import psycopg
@@ -11,7 +10,6 @@ from msgspec import structs
 
 from replication_manager.signals import StopSignal
 from replication_manager.table_copy import copy_tables, open_snapshot, read_sizes
-from tests.conftest import PostgresCluster
 from tests.replication_manager.conftest import RunSql
 from tests.replication_manager.proxy import Proxy
 from zerocache.postgres.connection import INACTIVITY_VARIABLE, is_transient
@@ -29,19 +27,6 @@ SMALL = (
 )
 
 
-@pytest.fixture
-def proxy(postgres: PostgresCluster) -> Iterator[Proxy]:
-    proxy = Proxy(postgres.port)
-    yield proxy
-    proxy.close()
-
-
-@pytest.fixture
-def url(proxy: Proxy, database: str) -> str:
-    name = database.rsplit("/", 1)[1]
-    return f"postgresql://postgres@127.0.0.1:{proxy.port}/{name}"
-
-
 def _table(connection: psycopg.Connection) -> PublishedTable:
     (table,) = read_published_schema(connection, ("p",)).tables
     return table
@@ -50,7 +35,7 @@ def _table(connection: psycopg.Connection) -> PublishedTable:
 @pytest.mark.parametrize("swallow", [True, False], ids=["swallowing", "blocking"])
 def test_a_copy_of_which_nothing_arrives_is_given_up(
     run_sql: RunSql,
-    url: str,
+    proxied_url: str,
     proxy: Proxy,
     monkeypatch: pytest.MonkeyPatch,
     swallow: bool,
@@ -64,13 +49,13 @@ def test_a_copy_of_which_nothing_arrives_is_given_up(
         arrived += count
         proxy.freeze(swallow=swallow)
 
-    with psycopg.connect(url) as holder, closing(StopSignal()) as never:
+    with psycopg.connect(proxied_url) as holder, closing(StopSignal()) as never:
         ((name,),) = holder.execute("SELECT pg_export_snapshot()").fetchall()
-        connection = open_snapshot(url, "test", name)
+        connection = open_snapshot(proxied_url, "test", name)
         table = _table(connection)
         sizes = read_sizes(connection, [table])
         with pytest.raises(psycopg.OperationalError, match="no answer") as caught:
-            copy_tables(url, [connection], [table], sizes, sink, never)
+            copy_tables(proxied_url, [connection], [table], sizes, sink, never)
         holder.close()
     assert is_transient(caught.value)
     assert connection.closed
@@ -78,18 +63,23 @@ def test_a_copy_of_which_nothing_arrives_is_given_up(
 
 
 def test_a_copy_that_searches_long_for_a_row_is_waited_for(
-    run_sql: RunSql, url: str, monkeypatch: pytest.MonkeyPatch
+    run_sql: RunSql, proxied_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(INACTIVITY_VARIABLE, "200")
     run_sql(SMALL)
     found: list[bytes] = []
-    with psycopg.connect(url) as holder, closing(StopSignal()) as never:
+    with psycopg.connect(proxied_url) as holder, closing(StopSignal()) as never:
         ((name,),) = holder.execute("SELECT pg_export_snapshot()").fetchall()
-        with open_snapshot(url, "test", name) as connection:
+        with open_snapshot(proxied_url, "test", name) as connection:
             searching = {"p": "pg_sleep(0.7) IS NOT NULL AND id = 2"}
             table = structs.replace(_table(connection), publications=searching)
             sizes = read_sizes(connection, [table])
             copy_tables(
-                url, [connection], [table], sizes, lambda _, lines, __: found.append(lines), never
+                proxied_url,
+                [connection],
+                [table],
+                sizes,
+                lambda _, lines, __: found.append(lines),
+                never,
             )
     assert found == [b"2"]

@@ -28,13 +28,6 @@ def small() -> Iterator[PostgresCluster]:
     destroy_cluster(cluster)
 
 
-@pytest.fixture
-def proxy(postgres: PostgresCluster) -> Iterator[Proxy]:
-    proxy = Proxy(postgres.port)
-    yield proxy
-    proxy.close()
-
-
 def figures(replicator: Replicator) -> dict[str, Any]:
     """What the process says of itself, asked as the supervisor does."""
     assert replicator.control is not None
@@ -162,17 +155,12 @@ def test_danger_is_told_before_the_slot_is_lost_and_then_one_sync_follows(
 
 
 def test_a_silent_network_is_noticed_and_the_stream_begun_again(
-    new_replicator: NewReplicator, run_sql: RunSql, postgres: PostgresCluster, proxy: Proxy,
-    database: str,
-) -> None:  # fmt: skip
+    new_replicator: NewReplicator, run_sql: RunSql, proxy: Proxy, proxied_url: str, database: str
+) -> None:
     run_sql(TABLE)
-    name = database.rsplit("/", 1)[1]
     replicator = new_replicator(
-        url=f"postgresql://postgres@127.0.0.1:{proxy.port}/{name}",
-        upstream={
-            "db": f"postgresql://postgres@127.0.0.1:{proxy.port}/{name}",
-            "pg_stream_inbound_timeout_ms": 2_000,
-        },
+        url=proxied_url,
+        upstream={"db": proxied_url, "pg_stream_inbound_timeout_ms": 2_000},
         change={"db": database},
         replication_lag=OFTEN,
     )
