@@ -165,6 +165,20 @@ async def test_advance_that_cannot_be_encoded_names_the_query(
     assert update.failed.keys() == {"all"}
 
 
+async def test_where_a_hydration_failed_the_engine_has_been_before_anybody_is_told(
+    host: EngineHost, replica: Replica, listener: Listener
+) -> None:
+    """The commit it failed at may have changed the permissions too."""
+    async with host.prepared("g", TABLES, {"all": ALL, "one": titled("A")}) as prepared:
+        version = replica.write(put_task("big", title="big", n=2**53))
+        prepared.failed["all"] = UnsafeIntegerError("as if it had been hydrated now")
+        assert await host.read(lambda engine: engine.version) < version
+        queries = {"all": ALL, "one": titled("A")}
+        result = await host.reconcile("g", TABLES, queries, (), prepared=prepared)
+    assert result.version == version
+    assert result.failed.keys() == {"all"}
+
+
 async def test_full_view_is_everything_once(host: EngineHost, replica: Replica) -> None:
     await host.reconcile("g", TABLES, {"all": ALL, "one": titled("A")}, ())
     view = await host.full_view("g", TABLES)
