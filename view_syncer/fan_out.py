@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Protocol
 
+import apsw
+
 from view_syncer.cvr.facts import RowKey
 from view_syncer.differences import Difference, DifferenceKey, Differences
 from view_syncer.ivm.encode import ClientTables, RowPatch
@@ -201,6 +203,31 @@ class FanOut:
         retired = [
             (key, queries.client.pop(key)) for key in [*remove, *add] if key in queries.client
         ]
+        try:
+            result = self._start(engine, group, client, add, internal, prepared)
+            if prepared.rows:
+                self._add_rows(engine, group, client, before, prepared, result)
+        finally:
+            # Whatever happened: nobody else takes them out of the map.
+            for key, subscription in retired:
+                self._leave(engine, group, key, subscription)
+        for key in result.added:
+            running = queries.client[key]
+            unit = self._membership.id_of(running.pipeline, running.client)
+            assert unit is not None
+            result.units[key] = unit
+        return result
+
+    def _start(
+        self,
+        engine: Engine,
+        group: Group,
+        client: ClientTables,
+        add: Mapping[QueryKey, Query],
+        internal: Mapping[QueryKey, tuple[Query, ClientTables]],
+        prepared: Prepared,
+    ) -> Reconciled:
+        queries = self._groups[group]
         failed: dict[QueryKey, QueryError] = dict(prepared.failed)
         for key, query in add.items():
             if key in failed:
@@ -209,6 +236,8 @@ class FanOut:
                 queries.client[key] = self._join(engine, group, key, query, client)
             except QueryError as error:
                 failed[key] = error
+            except apsw.SQLError as error:
+                failed[key] = QueryError(f"the query cannot be computed ({error}); make it simpler")
         result = Reconciled(engine.version, set(add) - failed.keys(), failed, [], [], {})
         for key, (query, tables) in internal.items():
             queries.internal[key] = self._join(engine, group, key, query, tables)
@@ -216,15 +245,6 @@ class FanOut:
                 result.internal[key] = engine.rows(queries.internal[key])
         for hydration in prepared.hydrations:
             engine.drop_unused(hydration.pipeline)
-        if prepared.rows:
-            self._add_rows(engine, group, client, before, prepared, result)
-        for key, subscription in retired:
-            self._leave(engine, group, key, subscription)
-        for key in result.added:
-            running = queries.client[key]
-            unit = self._membership.id_of(running.pipeline, running.client)
-            assert unit is not None
-            result.units[key] = unit
         return result
 
     def _add_rows(
@@ -240,6 +260,8 @@ class FanOut:
         after = self._groups[group].held()
         ready = [hydration.encoded for hydration in prepared.hydrations]
         result.puts = self._encode_new(engine, group, client, before, after, result, ready)
+        if result.failed:
+            after = self._groups[group].held()  # without what turned out not to be sendable
         gone = {t: rows - after.get(t, set()) for t, rows in before.items()}
         result.dels = [text for _, _, text in engine.deletions(client, gone)]
 

@@ -246,6 +246,14 @@ def test_the_message_names_the_place() -> None:
         decode_upstream(text)
 
 
+def test_a_query_that_is_no_text_where_nobody_reads_it_is_refused() -> None:
+    """The text of a query is stored as it was sent."""
+    put = b'{"op":"put","hash":"h","ast":{"table":"t","unknown":"\xff"}}'
+    with pytest.raises(ClientFacingError) as raised:
+        decode_upstream(b'["changeDesiredQueries",{"desiredQueriesPatch":[' + put + b"]}]")
+    assert raised.value.kind == "InvalidMessage"
+
+
 def test_crud_without_a_key_is_refused() -> None:
     op = {"op": "delete", "tableName": "t", "primaryKey": [], "value": {}}
     mutation = {

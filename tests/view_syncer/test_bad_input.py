@@ -14,7 +14,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from benchmarks import websocket as peer
-from tests.view_syncer.server import ALL_TASKS, Server, TestClient, edit_task, until
+from benchmarks.protocol_client import ast_query
+from tests.view_syncer.server import (
+    ALL_TASKS,
+    Server,
+    TestClient,
+    edit_task,
+    put_tag,
+    put_task,
+    until,
+)
 from tests.view_syncer.test_connection import Raw
 
 INIT = ["initConnection", {"desiredQueriesPatch": [], "clientSchema": {"tables": {}}}]
@@ -244,3 +253,88 @@ async def test_fragments_beyond_the_limit_close_with_1009(server: Server) -> Non
             await raw.writer.drain()
     code, _ = await raw.until_close()
     assert code == 1009
+
+
+def _many(count: int, kind: str = "or") -> dict[str, Any]:
+    conditions = [
+        {
+            "type": "simple",
+            "op": "=",
+            "left": {"type": "column", "name": "title"},
+            "right": {"type": "literal", "value": f"t{number}"},
+        }
+        for number in range(count)
+    ]
+    return {"table": "task", "where": {"type": kind, "conditions": conditions}}
+
+
+def _like(left: dict[str, Any], pattern: str) -> dict[str, Any]:
+    right = {"type": "literal", "value": pattern}
+    return {
+        "table": "task",
+        "where": {"type": "simple", "op": "LIKE", "left": left, "right": right},
+    }
+
+
+def _nested(levels: int) -> dict[str, Any]:
+    query: dict[str, Any] = {"table": "task", "alias": "a"}
+    correlation = {"parentField": ["id"], "childField": ["id"]}
+    for _ in range(levels):
+        related = {"correlation": correlation, "subquery": query}
+        where = {"type": "correlatedSubquery", "op": "EXISTS", "related": related}
+        query = {"table": "task", "alias": "a", "where": where}
+    return query
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        # One statement of it is within SQLite's bounds and another is not.
+        *(_many(count) for count in (995, 996, 997, 998, 999)),
+        _many(3000),
+        _many(3000, "and"),
+        # Refused by SQLite once there is a row to compare with.
+        _like({"type": "column", "name": "title"}, "a" * 60_000),
+        _like({"type": "literal", "value": "a" * 3000}, "%a" * 40 + "b"),
+        _nested(29),
+        _nested(45),
+        {"table": "task", "limit": 2**63 - 1},
+        {"table": "task", "limit": 2**53 - 1},
+    ],
+    ids=lambda query: str(query)[:60],
+)
+async def test_no_query_ends_a_worker_or_disturbs_a_neighbour(server: Server, query: Any) -> None:
+    neighbour = await server.connected(ALL_TASKS, group="neighbour")
+    client = await server.connected(ast_query({"table": "tag"}), group="hostile")
+    hostile = ast_query(query)
+    client.change_queries(put=[hostile], delete=[ast_query({"table": "tag"})])
+    await client.wait_for(
+        lambda: (
+            hostile.hash in client.state.got
+            or client.failure is not None
+            or any(message.type == "transformError" for message in client.messages)
+        )
+    )
+    for number in range(3):
+        version = server.replica.write(put_task(f"new{number}", title=f"t{number}"))
+        await neighbour.wait_cookie(version)
+    assert server.fatal == []
+    assert neighbour.failure is None
+    assert client.failure is None
+    if hostile.hash in client.state.got and "conditions" in query.get("where", {}):
+        expected = 3 if query["where"]["type"] == "or" else 0
+        await client.wait_for(lambda: len(client.state.table("task")) == expected)
+
+
+async def test_pattern_that_sqlite_refuses_is_refused_before_there_is_a_row(
+    server: Server,
+) -> None:
+    neighbour = await server.connected(ALL_TASKS, group="neighbour")
+    pattern = _like({"type": "column", "name": "label"}, "a" * 60_000)
+    client = server.client(ast_query({**pattern, "table": "tag"}), group="hostile")
+    await client.connect()
+    await client.wait_message("transformError")
+    version = server.replica.write(put_tag("x", label="x"), put_task("new"))
+    await neighbour.wait_cookie(version)
+    assert server.fatal == []
+    assert client.failure is None

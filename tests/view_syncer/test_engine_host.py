@@ -15,6 +15,8 @@ from view_syncer import engine_host
 from view_syncer.engine_host import EngineHost
 from view_syncer.fan_out import WorkerAdvance
 from view_syncer.ivm.encode import ClientTables, SyncedTable
+from view_syncer.ivm.engine import Engine
+from view_syncer.ivm.pipeline import Pipeline
 from view_syncer.ivm.snapshot import SnapshotReader
 from zerocache.errors import QueryError, UnsafeIntegerError
 from zerocache.replica.writer import ReplicaWriter
@@ -153,6 +155,65 @@ async def test_rows_without_a_json_form_fail_their_query_alone(
     assert result.added == {"one"}
     assert isinstance(result.failed["all"], UnsafeIntegerError)
     assert len(result.puts) == 1
+
+
+async def test_query_that_sqlite_refuses_fails_alone_and_leaves_the_rest_as_it_was(
+    host: EngineHost,
+    replica: Replica,
+    listener: Listener,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    await host.reconcile("g", TABLES, {"one": titled("A")}, ())
+
+    def refuse(*_: object) -> None:
+        raise apsw.SQLError("Expression tree is too large")
+
+    monkeypatch.setattr(Pipeline, "hydrate", refuse)
+    result = await host.reconcile("g", TABLES, {"bad": ALL}, ["one"])
+    assert isinstance(result.failed["bad"], QueryError)
+    assert len(result.dels) == 1
+    monkeypatch.undo()
+    await host.reconcile("h", TABLES, {"one": titled("A")}, ())
+    replica.write(edit_task("a", title="A2"))
+    host.notify()
+    assert (await listener.next()).updates.keys() == {"h"}
+
+
+async def test_change_of_queries_that_breaks_half_way_leaves_nobody_in_the_map(
+    host: EngineHost,
+    replica: Replica,
+    listener: Listener,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    await host.reconcile("g", TABLES, {"one": titled("A")}, ())
+
+    def fail(*_: object) -> None:
+        raise apsw.FullError("the disk is full")
+
+    monkeypatch.setattr(Engine, "deletions", fail)
+    with pytest.raises(apsw.FullError):
+        await host.reconcile("g", TABLES, {}, ["one"])
+    monkeypatch.undo()
+    await host.drop("g")
+    await host.reconcile("h", TABLES, {"one": titled("A")}, ())
+    replica.write(edit_task("a", title="A2"))
+    host.notify()
+    assert (await listener.next()).updates.keys() == {"h"}
+
+
+async def test_rows_that_only_a_query_that_cannot_be_sent_would_keep_are_deleted(
+    host: EngineHost, replica: Replica, listener: Listener
+) -> None:
+    other = ClientTables("without n", {"task": SyncedTable("task", ("id", "title"), ("id",))})
+    replica.write(put_task("big", title="big", n=2**53))
+    host.notify()
+    await listener.next()
+    # It runs already, so nothing of it is encoded beforehand.
+    await host.reconcile("other", other, {"all": ALL}, ())
+    await host.reconcile("g", TABLES, {"q": titled("A")}, ())
+    result = await host.reconcile("g", TABLES, {"q": ALL}, ())
+    assert isinstance(result.failed["q"], UnsafeIntegerError)
+    assert len(result.dels) == 1
 
 
 async def test_advance_that_cannot_be_encoded_names_the_query(

@@ -13,6 +13,7 @@ from tests.view_syncer.ivm import naive
 from zerocache.errors import QueryError
 from zerocache.replica.schema import ReplicaColumn, ReplicaTable
 from zerocache.zql import ast
+from zerocache.zql.like import MAX_PATTERN_BYTES, glob_pattern
 from zerocache.zql.shape import (
     FALSE,
     TRUE,
@@ -24,7 +25,6 @@ from zerocache.zql.shape import (
     Term,
     compare,
     filter_columns,
-    glob_pattern,
     junction,
     lift,
     shape_tables,
@@ -273,6 +273,23 @@ def test_exists_of_the_permissions_are_not_synced() -> None:
         (ast.Query(table="nope"), "'nope' is not replicated; replicated tables: log, note, task"),
         (ast.Query(table="log"), "no primary key"),
         (ast.Query(table="task", limit=-1), "limit -1"),
+        (ast.Query(table="task", limit=2**53), "limit 9007199254740992 on table 'task' is above"),
+        (ast.Query(table="task", limit=10**5000), "is above"),
+        (ast.Query(table="task", where=cond("n", "=", 10**400)), "larger than any number"),
+        (
+            ast.Query(
+                table="task", order_by=[("n", "asc")], start=ast.Start({"n": -(10**400)}, True)
+            ),
+            "larger than any number",
+        ),
+        (
+            ast.Query(table="task", where=cond("s", "LIKE", "a" * (MAX_PATTERN_BYTES + 1))),
+            "more than 50000 bytes",
+        ),
+        (
+            ast.Query(table="task", where=ast.Or([cond("n", "=", i) for i in range(30_001)])),
+            "more than 30000 literals",
+        ),
         (ast.Query(table="task", where=cond("zz", "=", 1)), "'zz' of table 'task' does not exist"),
         (ast.Query(table="task", where=cond("x", "=", 1)), "type that is not synced"),
         (ast.Query(table="task", order_by=[("zz", "asc")]), "'zz'"),

@@ -447,3 +447,17 @@ def test_rows_in_one_row_are_the_same_rows(family: Database, limit: int) -> None
     first = sqlite.all_rows(node, ["p", "v"], ["p"], one_row=True)
     ((text,),) = family.run(first, params, limit=limit, **inputs)
     assert [tuple(row) for row in json.loads(text)] == apart[:limit]
+
+
+@pytest.mark.parametrize("junction", [ast.And, ast.Or])
+def test_conditions_may_be_many(junction: type[ast.And] | type[ast.Or]) -> None:
+    """SQLite bounds the depth of an expression, which for a chain is its length."""
+    rows: list[Row] = [{"id": n, "n": n} for n in range(1, 6)]
+    database = Database(t=({"id": "number", "n": "number"}, ("id",), rows))
+    op: ast.SimpleOperator = "!=" if junction is ast.And else "="
+    values = [3, 4, *range(100, 4000)]
+    conditions: list[ast.Condition] = [
+        ast.Simple(op, ast.ColumnRef("n"), ast.LiteralRef(value)) for value in values
+    ]
+    found = database.all(ast.Query(table="t", where=junction(conditions)))
+    assert found == ([1, 2, 5] if junction is ast.And else [3, 4])

@@ -35,7 +35,8 @@ def clamp_ttl(ttl_ms: float | None) -> float:
     """The TTL that counts: absent means the default, negative ("forever") the maximum."""
     if ttl_ms is None:
         return DEFAULT_TTL_MS
-    return MAX_TTL_MS if ttl_ms < 0 else min(float(ttl_ms), MAX_TTL_MS)
+    # Compared first: an integer of any size may have been sent.
+    return MAX_TTL_MS if ttl_ms < 0 or ttl_ms >= MAX_TTL_MS else float(ttl_ms)
 
 
 @dataclass(slots=True)

@@ -153,7 +153,11 @@ class Engine:
             return
         if hydration.reader.replica_version != self.replica_version:
             return
-        if hydration.reader.version < self.version and not self._catch_up(hydration):
+        try:
+            if hydration.reader.version < self.version and not self._catch_up(hydration):
+                return
+        except apsw.SQLError as error:
+            log.warning("hydration_not_caught_up", reason=str(error))
             return
         self._install(pipeline)
 
@@ -334,7 +338,7 @@ class Engine:
             return result
         if not batch:
             return result
-        result.deltas = self._deltas(batch, new)
+        result.deltas = self._deltas(batch, new, result)
         made: dict[ClientTables, MadeTexts] = {}
         for pipeline, delta in result.deltas.items():
             if delta:
@@ -349,16 +353,29 @@ class Engine:
         seconds = sum(pipeline.hydration_s for pipeline in self._router.readers(table))
         return rows * IMAGE_ROW_S > REHYDRATE_MARGIN * seconds
 
-    def _deltas(self, batch: Batch, new: SnapshotReader) -> dict[Pipeline, Delta]:
-        deltas: dict[Pipeline, Delta] = {}
+    def _deltas(self, batch: Batch, new: SnapshotReader, result: Advance) -> dict[Pipeline, Delta]:
+        touches: dict[Pipeline, Touch | None] = dict(self._router.route(batch, new.db))
         for table in batch.truncated:
-            for pipeline in self._router.readers(table):
-                if pipeline not in deltas:
-                    deltas[pipeline] = self._advance_one(pipeline, None, batch, new)
-        for pipeline, touch in self._router.route(batch, new.db).items():
-            if pipeline not in deltas:
+            touches.update(dict.fromkeys(self._router.readers(table)))
+        deltas: dict[Pipeline, Delta] = {}
+        for pipeline, touch in touches.items():
+            try:
                 deltas[pipeline] = self._advance_one(pipeline, touch, batch, new)
+            except apsw.SQLError as error:
+                # A statement that SQLite does not take is the query's own fault: it must not end
+                # the worker, and with it everybody else's.
+                self._give_up(pipeline, error, result)
         return deltas
+
+    def _give_up(self, pipeline: Pipeline, error: apsw.SQLError, result: Advance) -> None:
+        """A pipeline that is half-way between two versions: all who read it start over."""
+        log.warning("query_given_up", reason=str(error))
+        failure = QueryError(f"the query cannot be followed ({error}); make it simpler")
+        result.patches[pipeline] = {}
+        for client in self._clients.pop(pipeline):
+            result.failed[pipeline, client] = failure
+        del self._pipelines[pipeline.instance]
+        self._router.forget(pipeline)
 
     def _advance_one(
         self, pipeline: Pipeline, touch: Touch | None, batch: Batch, new: SnapshotReader

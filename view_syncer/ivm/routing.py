@@ -85,6 +85,13 @@ class Router:
         if not self._counts[plan]:
             self._remove_plan(plan)
 
+    def forget(self, pipeline: Pipeline) -> None:
+        """:meth:`remove` for one that does not know any more what it reported."""
+        for routes in self._plans[pipeline.plan].values():
+            for value in list(routes.by_value):
+                routes.discard(value, pipeline)
+        self.remove(pipeline)
+
     def on_support(
         self,
         pipeline: Pipeline,

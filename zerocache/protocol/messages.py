@@ -280,6 +280,7 @@ def _query(raw: msgspec.Raw) -> tuple[Query | None, bytes | None]:
     if text in (b"", b"null"):
         return None, None
     query = parse_query(text)
+    text.decode()  # what the decoder passed over must be text as well: it is stored
     _check_depth(query)
     return query, text
 

@@ -12,7 +12,6 @@ different types becomes a constant or a null test, so that no SQL engine gets to
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias
@@ -21,6 +20,7 @@ import msgspec
 
 from zerocache.errors import QueryError
 from zerocache.zql import ast
+from zerocache.zql.like import glob_pattern, like_matches
 
 SqlValue: TypeAlias = str | int | float | None
 ValueKind: TypeAlias = Literal["string", "number", "boolean", "json"]
@@ -29,6 +29,11 @@ LevelKind: TypeAlias = Literal["root", "related", "witness"]
 WITNESS_LIMIT = 3
 """Witnesses kept per parent and EXISTS: one would do, but an optimistic local delete of the only
 one would make its parent flicker out of the client's view (zql.md §4.3)."""
+
+
+MAX_LIMIT = 2**53 - 1
+MAX_PARAMETERS = 30_000
+"""SQLite takes 32,766 in one statement; the engine adds some of its own."""
 
 
 class ColumnInfo(Protocol):
@@ -189,10 +194,7 @@ class _Lifter:
 
     def node(self, query: ast.Query, *, witness: bool = False) -> Node:
         table = self._table(query.table)
-        if query.limit is not None and query.limit < 0:
-            raise QueryError(
-                f"limit {query.limit} on table {query.table!r} is negative; use 0 or more"
-            )
+        _check_limit(query)
         where = TRUE if query.where is None else self.filter(query.where, query.table)
         order = self._order(query)
         cursor = None if query.start is None else self._cursor(query.start, order, table)
@@ -389,9 +391,24 @@ class _Lifter:
         return self._param(_stored(value))
 
     def _param(self, value: SqlValue) -> str:
+        if len(self.params) >= MAX_PARAMETERS:
+            raise QueryError(
+                f"the query has more than {MAX_PARAMETERS} literals; compare with a list (IN) "
+                "instead of one by one"
+            )
         name = f"p{len(self.params)}"
         self.params[name] = value
         return name
+
+
+def _check_limit(query: ast.Query) -> None:
+    limit = query.limit
+    if limit is None or 0 <= limit <= MAX_LIMIT:
+        return
+    problem = "is negative; use 0 or more" if limit < 0 else f"is above {MAX_LIMIT}; leave it out"
+    # A number of any length may have been sent, even one that Python refuses to write down.
+    shown = str(limit) if limit.bit_length() <= 64 else f"of {limit.bit_length()} bits"
+    raise QueryError(f"limit {shown} on table {query.table!r} {problem}")
 
 
 def _kind(value: Any) -> ValueKind:
@@ -407,36 +424,19 @@ def _stored(value: Any) -> SqlValue:
     if isinstance(value, bool):
         return int(value)
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
-        return float(value)
+        return _as_float(value)
     if value is None or isinstance(value, (str, int, float)):
         return value
     raise QueryError(f"{value!r} is not a literal: use a string, number, boolean or null")
 
 
-_GLOB_SPECIAL = {"*": "[*]", "?": "[?]", "[": "[[]"}
-
-
-def glob_pattern(like: str) -> str:
-    """A LIKE pattern as a GLOB pattern: GLOB is case-sensitive on every connection, whatever its
-    pragmas, and matches whole strings by code point, which is what zql.md §2.3 asks for."""
-    out: list[str] = []
-    characters = iter(like)
-    for character in characters:
-        if character == "%":
-            out.append("*")
-        elif character == "_":
-            out.append("?")
-        elif character == "\\":
-            escaped = next(characters, None)
-            if escaped is None:
-                raise QueryError(
-                    f"LIKE pattern {like!r} ends in an unescaped backslash; "
-                    "write two backslashes to match one"
-                )
-            out.append(_GLOB_SPECIAL.get(escaped, escaped))
-        else:
-            out.append(_GLOB_SPECIAL.get(character, character))
-    return "".join(out)
+def _as_float(value: int) -> float:
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise QueryError(
+            f"a literal of {value.bit_length()} bits is larger than any number of a client"
+        ) from error
 
 
 def compare(left: Any, op: str, right: Any) -> bool:
@@ -476,18 +476,4 @@ def _like_literal(left: Any, op: str, right: Any) -> bool:
         return negated
     if op.endswith("ILIKE"):
         left, right = left.lower(), right.lower()
-    return _like_matches(left, right) != negated
-
-
-def _like_matches(text: str, pattern: str) -> bool:
-    glob_pattern(pattern)  # refuses an invalid pattern the same way the SQL path does
-    regex: list[str] = []
-    characters = iter(pattern)
-    for character in characters:
-        if character == "%":
-            regex.append(".*")
-        elif character == "_":
-            regex.append(".")
-        else:
-            regex.append(re.escape(next(characters) if character == "\\" else character))
-    return re.fullmatch("".join(regex), text, re.DOTALL) is not None
+    return like_matches(left, right) != negated

@@ -27,6 +27,8 @@ from zerocache.zql.shape import (
 ROWID = "_rowid_"
 LOWER_FUNCTION = "zc_lower"
 _JSON_WHITESPACE = " \t\n\r"
+_FLAT_MEMBERS = 64
+"""Members of an AND or OR that stand beside each other; more become a tree."""
 
 _Comparison = Callable[[exp.Expression, exp.Expression], exp.Expression]
 
@@ -89,6 +91,10 @@ def _fold(kind: type[exp.Expression], parts: list[exp.Expression], empty: bool) 
         return exp.Boolean(this=empty)
     if len(parts) == 1:
         return parts[0]
+    if len(parts) > _FLAT_MEMBERS:
+        # SQLite bounds the depth of an expression, and a chain is as deep as it is long.
+        middle = len(parts) // 2
+        parts = [_fold(kind, parts[:middle], empty), _fold(kind, parts[middle:], empty)]
     result = parts[0]
     for part in parts[1:]:
         result = kind(this=result, expression=part)

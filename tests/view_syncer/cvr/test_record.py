@@ -195,7 +195,15 @@ def test_dropped_query_is_forgotten_with_all_desires() -> None:
 
 @pytest.mark.parametrize(
     ("given_ms", "counts_ms"),
-    [(None, DEFAULT_TTL_MS), (-1, MAX_TTL_MS), (86_400_000, MAX_TTL_MS), (0, 0), (7, 7)],
+    [
+        (None, DEFAULT_TTL_MS),
+        (-1, MAX_TTL_MS),
+        (86_400_000, MAX_TTL_MS),
+        (0, 0),
+        (7, 7),
+        (10**400, MAX_TTL_MS),
+        (-(10**400), MAX_TTL_MS),
+    ],  # fmt: skip
 )
 def test_ttl_is_clamped(given_ms: float | None, counts_ms: float) -> None:
     """sync-protocol.md §10 #44"""

@@ -299,3 +299,29 @@ def test_after_a_reset_commits_are_followed_again(replica: Replica, engine: Engi
     replica.commit([task("t9", rank=99)])
     group.advance()
     assert [op["value"]["id"] for op in group.last] == ["t9"]
+
+
+def test_a_query_that_sqlite_refuses_in_an_advance_fails_alone(
+    replica: Replica, engine: Engine
+) -> None:
+    """A statement may be refused that no earlier one of the query foretold."""
+    good = engine.subscribe(q("task"), ALL)
+    query = q("task", c("rank", ">", 0), rel=[rel("note")])
+    bad = engine.subscribe(query, ALL)
+    level = bad.pipeline.plan.levels[0]
+    level.__dict__["sql_candidate"] = "SELECT no_such_function()"
+    replica.commit([task("new", rank=1.0)])
+    advance = engine.advance()
+    assert advance is not None
+    assert isinstance(advance.failed[bad.pipeline, ALL], QueryError)
+    assert advance.patches[bad.pipeline] == {}
+    assert len(advance.patches[good.pipeline][ALL].puts) == 1
+    # It is as if it had never run: who asks again starts anew, and nothing leads to the old one.
+    del level.__dict__["sql_candidate"]
+    again = engine.subscribe(query, ALL)
+    assert again.pipeline is not bad.pipeline
+    engine.unsubscribe(bad)
+    replica.commit([task("newer", rank=1.0)])
+    advance = engine.advance()
+    assert advance is not None
+    assert advance.deltas.keys() == {good.pipeline, again.pipeline}
