@@ -203,7 +203,7 @@ def test_dropped_query_is_forgotten_with_all_desires() -> None:
         (7, 7),
         (10**400, MAX_TTL_MS),
         (-(10**400), MAX_TTL_MS),
-    ],  # fmt: skip
+    ],
 )
 def test_ttl_is_clamped(given_ms: float | None, counts_ms: float) -> None:
     """sync-protocol.md §10 #44"""
