@@ -13,7 +13,8 @@ import contextlib
 import math
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,6 +33,7 @@ from view_syncer.fan_out import (
     QueryMeasures,
     Reconciled,
     WorkerAdvance,
+    drop_begun,
 )
 from view_syncer.hydrator import Hydrator
 from view_syncer.intake import Intake
@@ -54,6 +56,8 @@ T = TypeVar("T")
 
 MAX_UNDELIVERED = 2
 """Two: the engine works on one advance while the event loop sends the other."""
+LONGEST_BEGINNING_S = 0.005
+"""How long one group's queries may keep the engine before the rest of them goes elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +111,7 @@ class EngineHost:
         self._fan_out = FanOut(self._membership)
         self._readers = ReaderPool(self._path, max_idle=1)
         self._hydrator = Hydrator(self._path, limits)
+        self._quick_rows = min(limits.quick_rows, limits.max_rows or limits.quick_rows)
         self._intake = intake or Intake()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -140,24 +145,33 @@ class EngineHost:
         *,
         urgent: bool = False,
         rows: bool = True,
+        before: Callable[[], Awaitable[None]] | None = None,
     ) -> AsyncIterator[Prepared]:
-        """Hydrate those of ``queries`` that nobody runs, on other threads, for a
-        :meth:`reconcile` inside the block. The engine goes on advancing meanwhile. Only so many
-        blocks are open at a time; ``urgent`` is for whoever has clients that are served. ``rows``
-        as for :meth:`reconcile`."""
+        """Hydrate those of ``queries`` that nobody runs, for a :meth:`reconcile` inside the block;
+        on other threads, unless they are over at once. The engine goes on advancing meanwhile.
+        Only so many blocks are open at a time; ``urgent`` is for whoever has clients that are
+        served. ``rows`` as for :meth:`reconcile`. ``before`` is called before anything is waited
+        for that may take long."""
         async with (
             self._intake.turn(urgent=urgent),
-            self._prepared(group, client, queries, rows) as prepared,
+            self._prepared(group, client, queries, rows, before) as prepared,
         ):
             yield prepared
 
     @contextlib.asynccontextmanager
     async def _prepared(
-        self, group: Group, client: ClientTables, queries: Mapping[QueryKey, Query], rows: bool
+        self,
+        group: Group,
+        client: ClientTables,
+        queries: Mapping[QueryKey, Query],
+        rows: bool,
+        before: Callable[[], Awaitable[None]] | None,
     ) -> AsyncIterator[Prepared]:
         prepared = Prepared(rows=rows)
         try:
-            requests = await self._call(lambda e: _requests(e, client, queries, prepared))
+            requests = await self._call(lambda e: self._begin(e, client, queries, prepared))
+            if requests and before is not None:
+                await before()
             hydrating = (self._hydrate(group, key, r, prepared) for key, r in requests.items())
             # All of them are over before any failure is raised, so that no result is left behind.
             for failure in await asyncio.gather(*hydrating, return_exceptions=True):
@@ -166,6 +180,9 @@ class EngineHost:
             yield prepared
         finally:
             self._hydrator.release(prepared.hydrations)
+            if not prepared.reconciled:
+                # Behind whatever of it is still under way.
+                self._jobs.put(lambda: drop_begun(self._engine, prepared))
 
     async def _hydrate(
         self, group: Group, key: QueryKey, request: HydrationRequest, prepared: Prepared
@@ -203,7 +220,9 @@ class EngineHost:
                 engine, group, client, add, removed, internal or {}, ready
             )
 
-        return await self._call(job)
+        result = await self._call(job)
+        ready.reconciled = True
+        return result
 
     async def full_view(self, group: Group, client: ClientTables) -> FullView:
         return await self._call(lambda e: self._fan_out.full_view(e, group))
@@ -290,12 +309,44 @@ class EngineHost:
         try:
             while (job := self._jobs.get()) is not None:
                 with damage.reported(self._path):
+                    # Those who are served already go before whoever asks for something.
+                    self._advance_on_request()
                     job()
         except BaseException as error:
             # An advance that failed half-way leaves pipelines between two versions.
             self._post(self._on_fatal, error)
         finally:
             self._engine.close()
+
+    def _begin(
+        self,
+        engine: Engine,
+        client: ClientTables,
+        queries: Mapping[QueryKey, Query],
+        prepared: Prepared,
+    ) -> dict[QueryKey, HydrationRequest]:
+        """Start those of ``queries`` that are over at once. Returns what must be hydrated for the
+        others; those that make no sense fail."""
+        requests: dict[QueryKey, HydrationRequest] = {}
+        end = time.monotonic() + LONGEST_BEGINNING_S
+        prepared.schema = engine.schema
+        for key, query in queries.items():
+            try:
+                request = engine.request(query, client, rows=prepared.rows)
+            except QueryError as error:
+                prepared.failed[key] = error
+                continue
+            prepared.instances[key] = request.instance
+            if isinstance(request, Pipeline):
+                continue
+            begun = None
+            if self._quick_rows and time.monotonic() < end:
+                begun = engine.start_quickly(request, self._quick_rows)
+            if begun is None:
+                requests[key] = request
+            else:
+                prepared.begun.append(begun)
+        return requests
 
     def _examine_later(self, pipelines: Iterable[Pipeline]) -> None:
         """One job each, behind whatever waits already."""
@@ -318,6 +369,8 @@ class EngineHost:
             self._post(self._on_wishes, wishes)
 
     def _advance_on_request(self) -> None:
+        if not self._advance_requested.is_set():
+            return
         self._advance_requested.clear()
         with self._delivery:
             self._held_back = self._undelivered >= MAX_UNDELIVERED
@@ -435,25 +488,6 @@ class _Pinned:
 
 def _state_of(engine: Engine) -> EngineState:
     return EngineState(engine.version, engine.replica_version, engine.schema)
-
-
-def _requests(
-    engine: Engine,
-    client: ClientTables,
-    queries: Mapping[QueryKey, Query],
-    prepared: Prepared,
-) -> dict[QueryKey, HydrationRequest]:
-    """What must be hydrated for ``queries``; those that make no sense fail."""
-    requests: dict[QueryKey, HydrationRequest] = {}
-    for key, query in queries.items():
-        try:
-            request = engine.request(query, client, rows=prepared.rows)
-        except QueryError as error:
-            prepared.failed[key] = error
-        else:
-            if isinstance(request, HydrationRequest):
-                requests[key] = request
-    return requests
 
 
 def _resolve(future: asyncio.Future[Any], result: Any) -> None:

@@ -21,7 +21,9 @@ from view_syncer.ivm.pipeline import Pipeline
 from view_syncer.membership import MembershipLog, UnitId
 from zerocache.errors import QueryError
 from zerocache.protocol.versions import Watermark
+from zerocache.replica.schema import ReplicaSchema
 from zerocache.zql.ast import Query
+from zerocache.zql.shape import Instance
 
 QueryKey = str
 MAX_DIFFERENCES = 64
@@ -90,12 +92,19 @@ class FullView:
 
 @dataclass(slots=True)
 class Prepared:
-    """Queries hydrated ahead of a reconciliation, and those that cannot be served. Without
-    ``rows`` nothing of it is encoded."""
+    """Queries hydrated ahead of a reconciliation, elsewhere or by the engine itself (``begun``;
+    only touched on its thread), and those that cannot be served. Without ``rows`` nothing of it is
+    encoded."""
 
     hydrations: list[Hydration] = field(default_factory=list)
+    begun: list[Pipeline] = field(default_factory=list)
+    # What the queries are under ``schema``.
+    instances: dict[QueryKey, Instance] = field(default_factory=dict)
+    schema: ReplicaSchema | None = None
     failed: dict[QueryKey, QueryError] = field(default_factory=dict)
     rows: bool = True
+    # Set once all of it was used.
+    reconciled: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,11 +208,14 @@ class FanOut:
             (key, queries.client.pop(key)) for key in [*remove, *add] if key in queries.client
         ]
         failed: dict[QueryKey, QueryError] = dict(prepared.failed)
+        instances = prepared.instances if prepared.schema is engine.schema else {}
         for key, query in add.items():
             if key in failed:
                 continue
             try:
-                queries.client[key] = self._join(engine, group, key, query, client)
+                queries.client[key] = self._join(
+                    engine, group, key, query, client, instances.get(key)
+                )
             except QueryError as error:
                 failed[key] = error
         result = Reconciled(engine.version, set(add) - failed.keys(), failed, [], [], {})
@@ -213,6 +225,7 @@ class FanOut:
                 result.internal[key] = engine.rows(queries.internal[key])
         for hydration in prepared.hydrations:
             engine.drop_unused(hydration.pipeline)
+        drop_begun(engine, prepared)
         if prepared.rows:
             self._add_rows(engine, group, client, before, prepared, result)
         for key, subscription in retired:
@@ -318,9 +331,15 @@ class FanOut:
         return {key: _measures(s.pipeline) for key, s in running.items()}
 
     def _join(
-        self, engine: Engine, group: Group, key: QueryKey, query: Query, client: ClientTables
+        self,
+        engine: Engine,
+        group: Group,
+        key: QueryKey,
+        query: Query,
+        client: ClientTables,
+        instance: Instance | None = None,
     ) -> Subscription:
-        subscription = engine.subscribe(query, client)
+        subscription = engine.subscribe(query, client, instance)
         readers = self._readers.setdefault(subscription.pipeline, {})
         readers.setdefault(group, set()).add(key)
         self._membership.started(subscription.pipeline, subscription.client, engine.version)
@@ -343,6 +362,12 @@ class FanOut:
         engine.unsubscribe(subscription)
         if not engine.reads(subscription):
             self._membership.ended(pipeline, subscription.client, engine.version)
+
+
+def drop_begun(engine: Engine, prepared: Prepared) -> None:
+    """Stop what was begun ahead and nobody joined."""
+    while prepared.begun:
+        engine.drop_unused(prepared.begun.pop())
 
 
 class _Differences:
