@@ -459,7 +459,8 @@ class EngineHost:
         """Take in what was hydrated elsewhere; returns the engine, which may be a new one if the
         replica was replaced."""
         behind = any(h.reader.version > engine.version for h in prepared.hydrations)
-        if behind:
+        # One that failed may have been ahead too, where the permissions are perhaps others.
+        if behind or prepared.failed:
             self._advance()
         for hydration in prepared.hydrations:
             self._engine.adopt(hydration)

@@ -14,6 +14,7 @@ from itertools import chain
 from typing import Protocol
 
 from view_syncer.cvr.facts import RowKey
+from view_syncer.differences import Difference, DifferenceKey, Differences
 from view_syncer.ivm.encode import ClientTables, RowPatch
 from view_syncer.ivm.engine import Advance, Engine, Subscription
 from view_syncer.ivm.hydration import EncodedRows, Hydration
@@ -26,7 +27,6 @@ from zerocache.zql.ast import Query
 from zerocache.zql.shape import Instance
 
 QueryKey = str
-MAX_DIFFERENCES = 64
 
 
 @dataclass(slots=True)
@@ -141,14 +141,17 @@ class FanOut:
         self._membership = membership
         self._groups: dict[Group, _GroupQueries] = {}
         self._readers: dict[Pipeline, dict[Group, set[QueryKey]]] = {}
-        self._differences = _Differences()
+        self._differences = Differences()
 
     def void(self, known_to: Watermark) -> None:
         self._membership.void(known_to)
         self._groups.clear()
         self._readers.clear()
+        self._differences.clear()
 
     def updates(self, advance: Advance) -> dict[Group, GroupUpdate]:
+        """Of every advance that resets nothing, what each group gets."""
+        self._differences.clear()
         updates: dict[Group, GroupUpdate] = {}
         for pipeline, patches in advance.patches.items():
             for group, keys in self._readers.get(pipeline, {}).items():
@@ -301,19 +304,11 @@ class FanOut:
         """What leads from ``held``, the rows somebody had at version ``base``, to the present."""
         queries = self._groups.setdefault(group, _GroupQueries())
         pipelines = frozenset(s.pipeline for s in queries.client.values())
-        made = self._differences.find(engine.version, (client, pipelines, held, base))
-        if made is None:
-            present = engine.keys_by_row(client, queries.held())
-            keys = {key for rows in present.values() for key in rows.values()}
-            dels = [key for key in held if key not in keys]
-            puts: dict[str, set[int]] = {}
-            for table, rows in present.items():
-                kept = {rowid for rowid, key in rows.items() if key in held}
-                puts[table] = (rows.keys() - kept) | engine.changed_since(table, kept, base)
-            made = dels, engine.encode_rows(client, puts)
-            self._differences.keep((client, pipelines, held, base), made)
-        dels, encoded = made
-        view = FullView(engine.version, encoded, {}, dels)
+        dels, puts = self._differences.get(
+            DifferenceKey(engine.version, client, pipelines, held, base),
+            lambda: _difference(engine, client, queries.held(), held, base),
+        )
+        view = FullView(engine.version, puts, {}, dels)
         for key, subscription in queries.internal.items():
             view.internal[key] = engine.rows(subscription)
         return view
@@ -359,6 +354,7 @@ class FanOut:
                 del readers[group]
             if not readers:
                 del self._readers[pipeline]
+                self._differences.ended(pipeline)
         engine.unsubscribe(subscription)
         if not engine.reads(subscription):
             self._membership.ended(pipeline, subscription.client, engine.version)
@@ -370,25 +366,21 @@ def drop_begun(engine: Engine, prepared: Prepared) -> None:
         engine.drop_unused(prepared.begun.pop())
 
 
-class _Differences:
-    """Differences of the present version: many groups come back at once, and most of them have
-    the same way to go."""
-
-    def __init__(self) -> None:
-        self._version = Watermark("00")
-        self._made: dict[_DifferenceKey, tuple[list[str], list[str]]] = {}
-
-    def find(self, version: Watermark, key: _DifferenceKey) -> tuple[list[str], list[str]] | None:
-        if version != self._version or len(self._made) > MAX_DIFFERENCES:
-            self._made.clear()
-            self._version = version
-        return self._made.get(key)
-
-    def keep(self, key: _DifferenceKey, made: tuple[list[str], list[str]]) -> None:
-        self._made[key] = made
-
-
-_DifferenceKey = tuple[ClientTables, frozenset[Pipeline], frozenset[RowKey], Watermark]
+def _difference(
+    engine: Engine,
+    client: ClientTables,
+    rows: Mapping[str, set[int]],
+    held: frozenset[RowKey],
+    base: Watermark,
+) -> Difference:
+    present = engine.keys_by_row(client, rows)
+    keys = {key for named in present.values() for key in named.values()}
+    changed: dict[str, set[int]] = {}
+    for table, named in present.items():
+        kept = {rowid for rowid, key in named.items() if key in held}
+        changed[table] = (named.keys() - kept) | engine.changed_since(table, kept, base)
+    dels = [key for key in held if key not in keys]
+    return Difference(dels, engine.encode_rows(client, changed))
 
 
 def _stays(pipeline: Pipeline, table: str, rowid: int, advance: Advance) -> bool:

@@ -104,7 +104,12 @@ class GroupView:
         self._audience.row_keys = tables.row_keys
 
     def on_advance(self, advance: GroupAdvance) -> None:
-        self._advances.put(advance)
+        if advance.update.failed and not self._advances.deaf:
+            # The rest of it is of no use either: a poke must be complete. Whose failure it is shows
+            # when everybody starts over: perhaps the permissions of now hide what cannot be sent.
+            self._start_carefully()
+        else:
+            self._advances.put(advance)
 
     def invalidate(self) -> None:
         """What the engine knew of this group is lost, or cannot be used."""
@@ -116,6 +121,10 @@ class GroupView:
     def _start_over(self) -> None:
         self.invalidate()
         self._on_lost()
+
+    def _start_carefully(self) -> None:
+        self._careful = True
+        self._start_over()
 
     def bar(self, version: Watermark) -> bool:
         """The permissions changed with ``version``: False if no query depends on them. Otherwise a
@@ -131,26 +140,16 @@ class GroupView:
     def _apply_advance(self, advance: GroupAdvance) -> None:
         body = self._body_of(advance)
         # It may be here already, with a client that came from another server.
-        if body is not None and body.size() and body.version > self._audience.version:
+        if body.size() and body.version > self._audience.version:
             self._audience.emit(body)
 
-    def _body_of(self, advance: GroupAdvance) -> PokeBody | None:
+    def _body_of(self, advance: GroupAdvance) -> PokeBody:
         update, body = advance.update, advance.shared
-        if update.failed:
-            # The rest of the update is of no use either: a poke must be complete.
-            self.invalidate()
-            self._report_failed(update.failed)
-            self._on_lost()
-            return None
         if body is None:
             body = PokeBody(self._facts.version(advance.version))
             self._queries.add_internal(self._record.group_id, update, body)
             body.rows.extend(update.rows())
         return body
-
-    def _report_failed(self, failed: Mapping[QueryHash, QueryError]) -> None:
-        if not report_failed(self._audience, self._record, failed):
-            raise QueryError("an internal query of the client group cannot be served")
 
     # -- steps of tasks --------------------------------------------------------------------------
 
@@ -297,7 +296,7 @@ class GroupView:
             self._record.prune(self._keeper.clock.now_ms(), change)
         await self._save_result(change, body)
         if result.failed:
-            self._report_failed(result.failed)
+            report_failed(self._audience, self._record, result.failed)
 
     def _take_barred(self, wanted: Wanted, version: Watermark, epoch: int) -> list[PokeBody]:
         """The queries were switched at ``version``: what was kept back until then is part of the
@@ -310,9 +309,7 @@ class GroupView:
             # The permissions changed between the question and the answer.
             self._start_over()
         self._advances.check(epoch)
-        bodies = [self._body_of(advance) for advance in self._advances.take(version)]
-        self._advances.check(epoch)
-        return [body for body in bodies if body is not None]
+        return [self._body_of(advance) for advance in self._advances.take(version)]
 
     def _next_version(self, state: Watermark) -> ViewVersion:
         """The version of a poke at the replica's ``state``. An object that did not see how the
@@ -375,8 +372,7 @@ class GroupView:
         except QueryError:
             if self._careful:
                 raise
-            self._careful = True
-            self._start_over()
+            self._start_carefully()
             raise Superseded from None
 
     async def _body_from(self, base: ViewVersion | None, epoch: int) -> PokeBody:

@@ -31,22 +31,17 @@ def report_rejected(
 
 def report_failed(
     audience: Audience, record: GroupRecord, failed: Mapping[QueryHash, QueryError]
-) -> bool:
-    """Queries the engine cannot serve; False if nobody can be served without them."""
+) -> None:
+    """Queries the engine cannot serve."""
     reports: dict[QueryHash, dict[str, Any]] = {}
     for query, error in failed.items():
-        known = record.queries.get(query)
-        if known is None:  # an internal query
-            audience.fail(ClientFacingError("Internal", str(error)))
-            return False
         if isinstance(error, UnsafeIntegerError):
             for client in _desiring(audience, record, query):
                 client.fail(ClientFacingError("Internal", str(error)))
         else:
-            name = known.name or "(ad-hoc query)"
+            name = record.queries[query].name or "(ad-hoc query)"
             reports[query] = {"error": "parse", "id": query, "name": name, "message": str(error)}
     report_rejected(audience, record, reports)
-    return True
 
 
 def _desiring(audience: Audience, record: GroupRecord, query: QueryHash) -> list[Client]:

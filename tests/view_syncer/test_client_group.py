@@ -19,6 +19,7 @@ from tests.view_syncer.server import (
     ALL_TASKS,
     ALLOW,
     Replica,
+    Row,
     Server,
     TestClient,
     cookies,
@@ -311,6 +312,20 @@ async def test_unsafe_last_mutation_id_at_hydration_names_the_column(server: Ser
     error = await refused(server.client(ALL_TASKS))
     assert error.kind == "Internal"
     assert "lastMutationID" in str(error)
+
+
+async def test_mutation_result_that_cannot_be_encoded_ends_the_group(server: Server) -> None:
+    """No client of it can be served without, and none is told anything incomplete."""
+    client = await server.connected(ALL_TASKS)
+    deep = "[" * 1001 + "]" * 1001
+    row: Row = {"clientGroupID": "g", "clientID": "c", "mutationID": 1, "result": deep}
+    name = f"{server.replica.app_id}_0.mutations"
+    before = client.state.cookie
+    server.replica.write(lambda w: w.insert(name, row))
+    error = await failure(client)
+    assert error.kind == "Internal"
+    assert "nested" in str(error)
+    assert client.state.cookie == before
 
 
 # -- reconnecting -------------------------------------------------------------------------------

@@ -165,6 +165,20 @@ async def test_advance_that_cannot_be_encoded_names_the_query(
     assert update.failed.keys() == {"all"}
 
 
+async def test_where_a_hydration_failed_the_engine_has_been_before_anybody_is_told(
+    host: EngineHost, replica: Replica, listener: Listener
+) -> None:
+    """The commit it failed at may have changed the permissions too."""
+    async with host.prepared("g", TABLES, {"all": ALL, "one": titled("A")}) as prepared:
+        version = replica.write(put_task("big", title="big", n=2**53))
+        prepared.failed["all"] = UnsafeIntegerError("as if it had been hydrated now")
+        assert await host.read(lambda engine: engine.version) < version
+        queries = {"all": ALL, "one": titled("A")}
+        result = await host.reconcile("g", TABLES, queries, (), prepared=prepared)
+    assert result.version == version
+    assert result.failed.keys() == {"all"}
+
+
 async def test_full_view_is_everything_once(host: EngineHost, replica: Replica) -> None:
     await host.reconcile("g", TABLES, {"all": ALL, "one": titled("A")}, ())
     view = await host.full_view("g", TABLES)
@@ -283,3 +297,76 @@ async def test_query_whose_schema_changes_while_it_hydrates_is_served_from_the_o
         result = await host.reconcile(object(), TABLES, {"q": ALL}, (), prepared=prepared)
     assert result.added == {"q"}
     assert result.failed == {}
+
+
+async def test_quick_query_is_begun_ahead_and_handed_over(host: EngineHost) -> None:
+    async with host.prepared("g", TABLES, {"q": ALL}) as prepared:
+        assert await host.read(lambda engine: engine.pipeline_count) == 1
+        assert prepared.hydrations == []  # no other thread had anything to do with it
+        result = await host.reconcile("g", TABLES, {"q": ALL}, (), prepared=prepared)
+    assert len(result.puts) == 3
+    assert await host.read(lambda engine: engine.pipeline_count) == 1
+
+
+async def test_commit_between_beginning_and_handing_over_is_in_the_rows(
+    host: EngineHost, listener: Listener, replica: Replica
+) -> None:
+    async with host.prepared("g", TABLES, {"q": ALL}) as prepared:
+        version = replica.write(edit_task("a", title="A2"), delete_task("b"))
+        host.notify()
+        await listener.next()
+        result = await host.reconcile("g", TABLES, {"q": ALL}, (), prepared=prepared)
+    assert result.version == version
+    assert len(result.puts) == 2
+    assert any('"A2"' in put for put in result.puts)
+
+
+async def test_what_was_begun_and_not_wanted_after_all_ends(host: EngineHost) -> None:
+    async with host.prepared("g", TABLES, {"q": ALL}):
+        pass
+    assert await host.read(lambda engine: engine.pipeline_count) == 0
+
+
+async def test_what_is_begun_for_somebody_who_gives_up_meanwhile_ends(host: EngineHost) -> None:
+    entered, go_on = threading.Event(), threading.Event()
+
+    def hold_up(_: object) -> None:
+        entered.set()
+        go_on.wait(10)
+
+    blocked = asyncio.create_task(host.read(hold_up))
+    await asyncio.to_thread(entered.wait, 10)
+
+    async def ask() -> None:
+        async with host.prepared("g", TABLES, {"q": ALL}):
+            raise AssertionError("it was cancelled before")
+
+    asking = asyncio.create_task(ask())
+    await until(lambda: host._jobs.qsize() == 1)  # what begins it waits behind the other job
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    go_on.set()
+    await blocked
+    assert await host.read(lambda engine: engine.pipeline_count) == 0
+
+
+async def test_advance_goes_before_the_jobs_that_wait(
+    host: EngineHost, listener: Listener, replica: Replica
+) -> None:
+    entered, go_on = threading.Event(), threading.Event()
+
+    def hold_up(_: object) -> None:
+        entered.set()
+        go_on.wait(10)
+
+    await host.reconcile("g", TABLES, {"q": ALL}, ())
+    blocked = asyncio.create_task(host.read(hold_up))
+    await asyncio.to_thread(entered.wait, 10)
+    asked = asyncio.create_task(host.read(lambda engine: engine.version))
+    await until(lambda: host._jobs.qsize() == 1)
+    version = replica.write(edit_task("a", title="A2"))
+    host.notify()
+    go_on.set()
+    await blocked
+    assert await asked == version
+    assert (await listener.next()).version == version

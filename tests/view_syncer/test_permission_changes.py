@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
+from benchmarks.sync_messages import ClientSchema, TableSchema
 from tests.view_syncer.server import (
+    ALL_COUNTERS,
     ALL_TAGS,
     ALL_TASKS,
     ALLOW,
     PERMISSIONS,
+    SCHEMA,
     Replica,
     Server,
     TestClient,
@@ -26,13 +30,14 @@ from tests.view_syncer.server import (
     delete_task,
     edit_task,
     got_ops,
+    put_counter,
     put_tag,
     put_task,
     row_ops,
     serving,
     until,
 )
-from tests.view_syncer.test_client_group import Gate
+from tests.view_syncer.test_client_group import Gate, failure
 from tests.view_syncer.test_returning import written_down
 from tests.view_syncer.test_schema_gate import drop_column
 from view_syncer import advances, worker
@@ -42,6 +47,12 @@ from zerocache.replica.writer import ReplicaWriter
 RAW = 6
 """The position of a column that no client reads."""
 ONLY_TAGS = {"tables": {"tag": ALLOW}}
+WITH_COUNTERS = ClientSchema(
+    {
+        **SCHEMA.tables,
+        "counter": TableSchema({"n": {"type": "number"}, "label": {"type": "string"}}, ["n"]),
+    }
+)
 
 
 def deployed(app_id: str, permissions: Any) -> Callable[[ReplicaWriter], None]:
@@ -288,6 +299,123 @@ async def test_changed_permissions_leave_named_queries_alone(server: Server) -> 
     group.permissions_changed(server.replica.version)
     await client.wait_cookie(server.replica.write(put_task("d")))
     assert "d" in client.titles
+
+
+# -- rows without a JSON form ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "step", [put_task("big", n=2**53), edit_task("a", n=2**53)], ids=["new", "known"]
+)
+async def test_row_that_cannot_be_sent_and_that_nobody_may_see_is_nobodys_failure(
+    server: Server, replica: Replica, app_id: str, step: Callable[[ReplicaWriter], None]
+) -> None:
+    client = await server.connected(ALL_TASKS, ALL_TAGS)
+    version = replica.write(step, deployed(app_id, ONLY_TAGS), put_tag("t"))
+    await client.wait_cookie(version)
+    assert set(client.state.rows) == {("tag", ("t",))}
+    assert client.state.got == {ALL_TASKS.hash, ALL_TAGS.hash}
+    await client.wait_cookie(replica.write(put_tag("u")))
+    assert client.failure is None
+
+
+async def test_row_that_cannot_even_be_named_and_that_nobody_may_see_is_nobodys_failure(
+    server: Server, replica: Replica, app_id: str
+) -> None:
+    replica.write(put_counter(1))
+    client = await server.connected(ALL_COUNTERS, ALL_TASKS, schema=WITH_COUNTERS)
+    replica.write(put_counter(2**53), deployed(app_id, {"tables": {"task": ALLOW}}))
+    await client.wait_for(lambda: set(client.state.rows) == {("task", (k,)) for k in "abc"})
+    await client.wait_cookie(replica.write(put_task("d")))
+    assert client.failure is None
+
+
+async def test_row_that_cannot_be_sent_fails_who_may_still_see_it_and_nobody_else(
+    server: Server, replica: Replica, app_id: str
+) -> None:
+    victim = await server.connected(ALL_TASKS, schema=WITH_COUNTERS)
+    other = await server.connected(ALL_TAGS, ALL_COUNTERS, schema=WITH_COUNTERS)
+    permissions = {"tables": {"task": ALLOW, "counter": ALLOW}}
+    replica.write(put_task("big", n=2**53), deployed(app_id, permissions), put_tag("t"))
+    assert (await failure(victim)).kind == "Internal"
+    await other.wait_cookie(replica.write(put_counter(7)))
+    assert set(other.state.rows) == {("counter", (7,))}
+    assert other.failure is None
+
+
+async def test_row_that_cannot_be_sent_is_nobodys_failure_behind_a_change_of_queries(
+    server: Server, replica: Replica, app_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits when the transaction comes that hides it."""
+    client = await server.connected(ALL_TASKS)
+    gate = Gate(monkeypatch, server.worker._engine, "reconcile")
+    client.change_queries(put=[ALL_TAGS])
+    async with asyncio.timeout(10):
+        await gate.reached.wait()
+    version = replica.write(put_task("big", n=2**53))
+    await server.worker._queries.wait_for_version(version, 10)  # type: ignore[arg-type]
+    version = replica.write(deployed(app_id, ONLY_TAGS), put_tag("t"))
+    await server.worker._queries.wait_for_version(version, 10)  # type: ignore[arg-type]
+    gate.open()
+    await client.wait_for(lambda: set(client.state.rows) == {("tag", ("t",))})
+    await client.wait_cookie(replica.write(put_tag("u")))
+    assert client.failure is None
+
+
+async def test_row_that_cannot_be_sent_is_nobodys_failure_while_a_client_is_caught_up(
+    server: Server, replica: Replica, app_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = await server.connected(ALL_TASKS, ALL_TAGS)
+    server.group()._view._careful = True  # there were such rows before
+    audience = server.group()._audience
+    audience.restart(audience.version)  # no recent pokes to be caught up by
+    engine = server.worker._engine
+    original = engine.full_view
+
+    async def changing(*args: Any, **options: Any) -> Any:
+        monkeypatch.setattr(engine, "full_view", original)
+        version = replica.write(put_task("big", n=2**53), deployed(app_id, ONLY_TAGS))
+        await server.worker._queries.wait_for_version(version, 10)  # type: ignore[arg-type]
+        return await original(*args, **options)
+
+    monkeypatch.setattr(engine, "full_view", changing)
+    late = server.client(ALL_TASKS, ALL_TAGS)
+    await late.connect()
+    await late.wait_for(lambda: late.session.poke_count > 0)
+    version = replica.write(put_tag("t"))
+    for each in (client, late):
+        await each.wait_cookie(version)
+        assert set(each.state.rows) == {("tag", ("t",))}
+        assert each.failure is None
+
+
+async def test_row_that_cannot_be_sent_is_nobodys_failure_if_only_a_hydration_has_met_it(
+    server: Server, replica: Replica, app_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine does not know yet that the permissions changed with it."""
+    client = await server.connected(ALL_TAGS)
+    engine = server.worker._engine
+    notify, prepared = engine.notify, engine.prepared
+
+    @asynccontextmanager
+    async def ahead(*args: Any, **options: Any) -> AsyncIterator[Any]:
+        monkeypatch.setattr(engine, "prepared", prepared)
+        monkeypatch.setattr(engine, "notify", lambda: None)
+        replica.write(put_task("big", n=2**53), deployed(app_id, ONLY_TAGS))
+        try:
+            async with prepared(*args, **options) as made:
+                yield made
+        finally:
+            monkeypatch.setattr(engine, "notify", notify)
+            notify()
+
+    monkeypatch.setattr(engine, "prepared", ahead)
+    client.change_queries(put=[ALL_TASKS])
+    await client.wait_got(ALL_TASKS)
+    version = replica.write(put_tag("t"))
+    await client.wait_cookie(version)
+    assert set(client.state.rows) == {("tag", ("t",))}
+    assert client.failure is None
 
 
 async def test_restarted_server_applies_the_permissions_it_finds(
