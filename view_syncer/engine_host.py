@@ -13,7 +13,6 @@ import contextlib
 import math
 import queue
 import threading
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -33,6 +32,7 @@ from view_syncer.fan_out import (
     QueryMeasures,
     Reconciled,
     WorkerAdvance,
+    begin,
     drop_begun,
 )
 from view_syncer.hydrator import Hydrator
@@ -56,8 +56,6 @@ T = TypeVar("T")
 
 MAX_UNDELIVERED = 2
 """Two: the engine works on one advance while the event loop sends the other."""
-LONGEST_BEGINNING_S = 0.005
-"""How long one group's queries may keep the engine before the rest of them goes elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +100,8 @@ class EngineHost:
         self._delivery = threading.Lock()
         self._undelivered = 0
         self._held_back = False
+        # While pipelines may be between two versions.
+        self._moving = False
         # Before the file is opened: one that is replaced in between then looks replaced.
         self._inode = self._path.stat().st_ino
         with damage.reported(self._path):
@@ -169,7 +169,9 @@ class EngineHost:
     ) -> AsyncIterator[Prepared]:
         prepared = Prepared(rows=rows)
         try:
-            requests = await self._call(lambda e: self._begin(e, client, queries, prepared))
+            requests = await self._call(
+                lambda e: begin(e, client, queries, prepared, self._quick_rows)
+            )
             if requests and before is not None:
                 await before()
             hydrating = (self._hydrate(group, key, r, prepared) for key, r in requests.items())
@@ -294,6 +296,8 @@ class EngineHost:
                     result = function(self._engine)
             except Exception as error:
                 self._post(_fail, future, error)
+                if self._moving:
+                    raise  # nobody can build on what that left behind
             else:
                 self._post(_resolve, future, result)
             self._examine_later(self._engine.take_new_plans())
@@ -317,36 +321,6 @@ class EngineHost:
             self._post(self._on_fatal, error)
         finally:
             self._engine.close()
-
-    def _begin(
-        self,
-        engine: Engine,
-        client: ClientTables,
-        queries: Mapping[QueryKey, Query],
-        prepared: Prepared,
-    ) -> dict[QueryKey, HydrationRequest]:
-        """Start those of ``queries`` that are over at once. Returns what must be hydrated for the
-        others; those that make no sense fail."""
-        requests: dict[QueryKey, HydrationRequest] = {}
-        end = time.monotonic() + LONGEST_BEGINNING_S
-        prepared.schema = engine.schema
-        for key, query in queries.items():
-            try:
-                request = engine.request(query, client, rows=prepared.rows)
-            except QueryError as error:
-                prepared.failed[key] = error
-                continue
-            prepared.instances[key] = request.instance
-            if isinstance(request, Pipeline):
-                continue
-            begun = None
-            if self._quick_rows and time.monotonic() < end:
-                begun = engine.start_quickly(request, self._quick_rows)
-            if begun is None:
-                requests[key] = request
-            else:
-                prepared.begun.append(begun)
-        return requests
 
     def _examine_later(self, pipelines: Iterable[Pipeline]) -> None:
         """One job each, behind whatever waits already."""
@@ -404,7 +378,9 @@ class EngineHost:
         if inode != self._inode:
             self._reopen(inode)
             return
+        self._moving = True
         advance = self._engine.advance()
+        self._moving = False
         if advance is None:
             return
         reach(Place.ADVANCED)

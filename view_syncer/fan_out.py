@@ -8,6 +8,7 @@ to it.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -17,7 +18,7 @@ from view_syncer.cvr.facts import RowKey
 from view_syncer.differences import Difference, DifferenceKey, Differences
 from view_syncer.ivm.encode import ClientTables, RowPatch
 from view_syncer.ivm.engine import Advance, Engine, Subscription
-from view_syncer.ivm.hydration import EncodedRows, Hydration
+from view_syncer.ivm.hydration import EncodedRows, Hydration, HydrationRequest
 from view_syncer.ivm.pipeline import Pipeline
 from view_syncer.membership import MembershipLog, UnitId
 from zerocache.errors import QueryError
@@ -27,6 +28,8 @@ from zerocache.zql.ast import Query
 from zerocache.zql.shape import Instance
 
 QueryKey = str
+LONGEST_BEGINNING_S = 0.005
+"""How long one group's queries may keep the engine before the rest of them goes elsewhere."""
 
 
 @dataclass(slots=True)
@@ -358,6 +361,37 @@ class FanOut:
         engine.unsubscribe(subscription)
         if not engine.reads(subscription):
             self._membership.ended(pipeline, subscription.client, engine.version)
+
+
+def begin(
+    engine: Engine,
+    client: ClientTables,
+    queries: Mapping[QueryKey, Query],
+    prepared: Prepared,
+    quick_rows: int,
+) -> dict[QueryKey, HydrationRequest]:
+    """Start those of ``queries`` that are over at once and need no more than ``quick_rows``.
+    Returns what must be hydrated for the others; those that make no sense fail."""
+    requests: dict[QueryKey, HydrationRequest] = {}
+    end = time.monotonic() + LONGEST_BEGINNING_S
+    prepared.schema = engine.schema
+    for key, query in queries.items():
+        try:
+            request = engine.request(query, client, rows=prepared.rows)
+        except QueryError as error:
+            prepared.failed[key] = error
+            continue
+        prepared.instances[key] = request.instance
+        if isinstance(request, Pipeline):
+            continue
+        begun = None
+        if quick_rows and time.monotonic() < end:
+            begun = engine.start_quickly(request, quick_rows)
+        if begun is None:
+            requests[key] = request
+        else:
+            prepared.begun.append(begun)
+    return requests
 
 
 def drop_begun(engine: Engine, prepared: Prepared) -> None:

@@ -370,3 +370,21 @@ async def test_advance_goes_before_the_jobs_that_wait(
     await blocked
     assert await asked == version
     assert (await listener.next()).version == version
+
+
+async def test_advance_that_fails_inside_another_job_is_reported_too(
+    replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pipelines may be between two versions then, whoever asked for it."""
+    listener = Listener()
+    host = EngineHost(replica.path, listener.on_advance, listener.fatal.append)
+    host.start()
+
+    def fail() -> None:
+        raise ArithmeticError("half-way")
+
+    monkeypatch.setattr(host._engine, "advance", fail)
+    with pytest.raises(ArithmeticError):
+        await host.read(lambda _: host._advance())
+    await until(lambda: bool(listener.fatal))
+    await host.close()
