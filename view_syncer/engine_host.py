@@ -191,9 +191,9 @@ class EngineHost:
     ) -> None:
         try:
             result = await self._hydrator.hydrate(group, request)
-        except apsw.SQLError as error:
-            # The schema changed under it. The engine still has the old snapshot, or the new
-            # schema by now: either way it can hydrate this one itself.
+        except (apsw.SQLError, FileNotFoundError) as error:
+            # The schema changed under it, or the file is being replaced. The engine still has the
+            # old snapshot, or the new schema by now: either way it can hydrate this one itself.
             log.info("hydration_outdated", reason=str(error))
             return
         if isinstance(result, QueryError):

@@ -6,6 +6,7 @@ import asyncio
 import shutil
 import threading
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import apsw
 import pytest
@@ -15,8 +16,10 @@ from view_syncer import engine_host
 from view_syncer.engine_host import EngineHost
 from view_syncer.fan_out import WorkerAdvance
 from view_syncer.ivm.encode import ClientTables, SyncedTable
+from view_syncer.ivm.hydration import HydrationLimits
 from view_syncer.ivm.snapshot import SnapshotReader
 from zerocache.errors import QueryError, UnsafeIntegerError
+from zerocache.replica.reader import open_replica
 from zerocache.replica.writer import ReplicaWriter
 from zerocache.zql.ast import Query, parse_query
 
@@ -258,6 +261,32 @@ async def test_file_that_is_missing_for_a_moment_is_waited_for(
     host.notify()
     await host.read(lambda engine: engine.version)  # behind the advance
     moved.rename(replica.path)
+    assert listener.fatal == []
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["before", "while it is opened"])
+async def test_query_that_is_asked_while_the_file_is_missing_is_served_from_the_old_snapshot(
+    replica: Replica, listener: Listener, monkeypatch: pytest.MonkeyPatch, late: bool
+) -> None:
+    elsewhere = HydrationLimits(quick_rows=0)
+    host = EngineHost(replica.path, listener.on_advance, listener.fatal.append, limits=elsewhere)
+    host.start()
+    away = replica.path.with_name("moved.db")
+
+    def take_away(path: Path) -> apsw.Connection:
+        replica.path.rename(away)
+        return open_replica(path)
+
+    if late:
+        monkeypatch.setattr("view_syncer.ivm.snapshot.open_replica", take_away)
+    else:
+        replica.path.rename(away)
+    async with host.prepared("g", TABLES, {"q": ALL}) as prepared:
+        result = await host.reconcile("g", TABLES, {"q": ALL}, (), prepared=prepared)
+    assert len(result.puts) == 3
+    assert away.exists()
+    away.rename(replica.path)
+    await host.close()
     assert listener.fatal == []
 
 
