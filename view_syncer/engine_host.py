@@ -404,7 +404,16 @@ class EngineHost:
         unit = self._membership.unit(unit_id)
         if unit is None:
             return None
-        if unit.pipeline.row_count() > MAX_CHECKPOINT_ROWS:
+        rows = unit.pipeline.row_count()
+        if rows > MAX_CHECKPOINT_ROWS:
+            log.warning(
+                "query_too_large_for_facts",
+                table=unit.pipeline.plan.levels[0].table,
+                rows=rows,
+                most=MAX_CHECKPOINT_ROWS,
+                effect="who comes back to it is sent all of it again; if these are mutation "
+                "results, see that the application deletes those that clients acknowledged",
+            )
             self._membership.give_up(unit)
             return None
         reader = self._readers.take()

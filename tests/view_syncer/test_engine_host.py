@@ -10,6 +10,7 @@ from pathlib import Path
 
 import apsw
 import pytest
+from structlog.testing import capture_logs
 
 from tests.view_syncer.server import Replica, delete_task, edit_task, put_task, until
 from view_syncer import engine_host
@@ -288,6 +289,19 @@ async def test_query_that_is_asked_while_the_file_is_missing_is_served_from_the_
     away.rename(replica.path)
     await host.close()
     assert listener.fatal == []
+
+
+async def test_query_too_large_for_facts_is_given_up_and_said_so(
+    host: EngineHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_host, "MAX_CHECKPOINT_ROWS", 2)
+    await host.reconcile("g", TABLES, {"q": ALL}, ())
+    (unit,) = await host.take_due(all_due=True)
+    with capture_logs() as logs:
+        assert await host.members(unit) is None
+    (said,) = [entry for entry in logs if entry["event"] == "query_too_large_for_facts"]
+    assert (said["table"], said["rows"], said["most"]) == ("task", 3, 2)
+    assert await host.take_due(all_due=True) == []
 
 
 async def test_members_that_are_read_while_the_file_is_missing_hold_nobody_up(

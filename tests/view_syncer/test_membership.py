@@ -346,3 +346,21 @@ async def test_moves_from_before_it_began_again_go_with_the_query_that_is_given_
     await run.keeper.flush()
     assert run.kept() == {RESULTS_UNIT}
     await store.close()
+
+
+async def test_query_that_only_grows_is_looked_at_once_it_is_too_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its moves never outnumber its rows by much, and would be kept for ever."""
+    monkeypatch.setattr(membership, "MIN_MOVED", 2)
+    monkeypatch.setattr(membership, "MAX_CHECKPOINT_ROWS", 3)
+    run, store = await keeping(tmp_path)
+    world = run.world
+    world.start("q1")
+    await run.keeper.flush(final=True)
+    name = unit_id(cast(Pipeline, Query("q1")), TABLES)
+    world.advance("q1", frozenset("abc"))
+    assert name not in world.log.take_due()
+    world.advance("q1", frozenset("abcd"))
+    assert name in world.log.take_due()
+    await store.close()
