@@ -92,20 +92,28 @@ class Audience:
         self.version = version
         self._history.restart(version)
 
-    def emit(self, body: PokeBody) -> None:
-        """Make ``body`` the group's newest state and send it to those that are current."""
-        previous = self.version
-        if body.version <= previous:
-            raise AssertionError(f"version {body.version} does not follow {previous}")
-        self.version = body.version
-        self._history.add(body)
-        for client in self.clients.values():
-            if client.admitted and (client.base or NEVER) == previous and not client.clogged:
-                self.send(client, body)
+    def emit(self, *bodies: PokeBody) -> None:
+        """Make each of ``bodies`` in turn the group's newest state and send them to those that are
+        current."""
+        current = [client for client in self.clients.values() if self._is_current(client)]
+        for body in bodies:
+            if body.version <= self.version:
+                raise AssertionError(f"version {body.version} does not follow {self.version}")
+            self.version = body.version
+            self._history.add(body)
+        for client in current:
+            self.send(client, *bodies)
 
-    def send(self, client: Client, body: PokeBody) -> None:
-        client.send(body.poke(client.base, client.version >= BINARY_POKES_SINCE))
-        client.base = body.version
+    def _is_current(self, client: Client) -> bool:
+        return client.admitted and (client.base or NEVER) == self.version and not client.clogged
+
+    def send(self, client: Client, *bodies: PokeBody) -> None:
+        """``bodies`` in a row, of which the first follows what the client has."""
+        runs: list[bytes] = []
+        for body in bodies:
+            runs += body.poke(client.base, client.version >= BINARY_POKES_SINCE)
+            client.base = body.version
+        client.send(runs)
         client.greeted = True
 
     def catch_up(self) -> list[Client]:

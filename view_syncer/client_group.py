@@ -435,8 +435,9 @@ class ClientGroup:
         deleted = delete_clients(record, message.deleted, now_ms, change)
         connected = {*self.clients, client.client_id}
         deleted += retain_clients(record, message.active_clients, connected, now_ms, change)
-        await self._view.commit(change)
-        if message.deleted is not None and message.deleted.client_ids:
+        acknowledging = message.deleted is not None and bool(message.deleted.client_ids)
+        await self._view.commit(change, followed=not acknowledging)
+        if acknowledging:
             self._acknowledge(deleted, client)
 
     def _acknowledge(self, deleted: list[str], sender: Client) -> None:

@@ -13,7 +13,7 @@ import contextlib
 import math
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,8 @@ from view_syncer.fan_out import (
     QueryMeasures,
     Reconciled,
     WorkerAdvance,
+    begin,
+    drop_begun,
 )
 from view_syncer.hydrator import Hydrator
 from view_syncer.intake import Intake
@@ -98,6 +100,8 @@ class EngineHost:
         self._delivery = threading.Lock()
         self._undelivered = 0
         self._held_back = False
+        # While pipelines may be between two versions.
+        self._moving = False
         # Before the file is opened: one that is replaced in between then looks replaced.
         self._inode = self._path.stat().st_ino
         with damage.reported(self._path):
@@ -107,6 +111,7 @@ class EngineHost:
         self._fan_out = FanOut(self._membership)
         self._readers = ReaderPool(self._path, max_idle=1)
         self._hydrator = Hydrator(self._path, limits)
+        self._quick_rows = min(limits.quick_rows, limits.max_rows or limits.quick_rows)
         self._intake = intake or Intake()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -140,24 +145,35 @@ class EngineHost:
         *,
         urgent: bool = False,
         rows: bool = True,
+        before: Callable[[], Awaitable[None]] | None = None,
     ) -> AsyncIterator[Prepared]:
-        """Hydrate those of ``queries`` that nobody runs, on other threads, for a
-        :meth:`reconcile` inside the block. The engine goes on advancing meanwhile. Only so many
-        blocks are open at a time; ``urgent`` is for whoever has clients that are served. ``rows``
-        as for :meth:`reconcile`."""
+        """Hydrate those of ``queries`` that nobody runs, for a :meth:`reconcile` inside the block;
+        on other threads, unless they are over at once. The engine goes on advancing meanwhile.
+        Only so many blocks are open at a time; ``urgent`` is for whoever has clients that are
+        served. ``rows`` as for :meth:`reconcile`. ``before`` is called before anything is waited
+        for that may take long."""
         async with (
             self._intake.turn(urgent=urgent),
-            self._prepared(group, client, queries, rows) as prepared,
+            self._prepared(group, client, queries, rows, before) as prepared,
         ):
             yield prepared
 
     @contextlib.asynccontextmanager
     async def _prepared(
-        self, group: Group, client: ClientTables, queries: Mapping[QueryKey, Query], rows: bool
+        self,
+        group: Group,
+        client: ClientTables,
+        queries: Mapping[QueryKey, Query],
+        rows: bool,
+        before: Callable[[], Awaitable[None]] | None,
     ) -> AsyncIterator[Prepared]:
         prepared = Prepared(rows=rows)
         try:
-            requests = await self._call(lambda e: _requests(e, client, queries, prepared))
+            requests = await self._call(
+                lambda e: begin(e, client, queries, prepared, self._quick_rows)
+            )
+            if requests and before is not None:
+                await before()
             hydrating = (self._hydrate(group, key, r, prepared) for key, r in requests.items())
             # All of them are over before any failure is raised, so that no result is left behind.
             for failure in await asyncio.gather(*hydrating, return_exceptions=True):
@@ -166,15 +182,18 @@ class EngineHost:
             yield prepared
         finally:
             self._hydrator.release(prepared.hydrations)
+            if not prepared.reconciled:
+                # Behind whatever of it is still under way.
+                self._jobs.put(lambda: drop_begun(self._engine, prepared))
 
     async def _hydrate(
         self, group: Group, key: QueryKey, request: HydrationRequest, prepared: Prepared
     ) -> None:
         try:
             result = await self._hydrator.hydrate(group, request)
-        except apsw.SQLError as error:
-            # The schema changed under it. The engine still has the old snapshot, or the new
-            # schema by now: either way it can hydrate this one itself.
+        except (apsw.SQLError, FileNotFoundError) as error:
+            # The schema changed under it, or the file is being replaced. The engine still has the
+            # old snapshot, or the new schema by now: either way it can hydrate this one itself.
             log.info("hydration_outdated", reason=str(error))
             return
         if isinstance(result, QueryError):
@@ -203,7 +222,9 @@ class EngineHost:
                 engine, group, client, add, removed, internal or {}, ready
             )
 
-        return await self._call(job)
+        result = await self._call(job)
+        ready.reconciled = True
+        return result
 
     async def full_view(self, group: Group, client: ClientTables) -> FullView:
         return await self._call(lambda e: self._fan_out.full_view(e, group))
@@ -275,6 +296,8 @@ class EngineHost:
                     result = function(self._engine)
             except Exception as error:
                 self._post(_fail, future, error)
+                if self._moving:
+                    raise  # nobody can build on what that left behind
             else:
                 self._post(_resolve, future, result)
             self._examine_later(self._engine.take_new_plans())
@@ -290,6 +313,8 @@ class EngineHost:
         try:
             while (job := self._jobs.get()) is not None:
                 with damage.reported(self._path):
+                    # Those who are served already go before whoever asks for something.
+                    self._advance_on_request()
                     job()
         except BaseException as error:
             # An advance that failed half-way leaves pipelines between two versions.
@@ -318,6 +343,8 @@ class EngineHost:
             self._post(self._on_wishes, wishes)
 
     def _advance_on_request(self) -> None:
+        if not self._advance_requested.is_set():
+            return
         self._advance_requested.clear()
         with self._delivery:
             self._held_back = self._undelivered >= MAX_UNDELIVERED
@@ -351,7 +378,9 @@ class EngineHost:
         if inode != self._inode:
             self._reopen(inode)
             return
+        self._moving = True
         advance = self._engine.advance()
+        self._moving = False
         if advance is None:
             return
         reach(Place.ADVANCED)
@@ -375,7 +404,16 @@ class EngineHost:
         unit = self._membership.unit(unit_id)
         if unit is None:
             return None
-        if unit.pipeline.row_count() > MAX_CHECKPOINT_ROWS:
+        rows = unit.pipeline.row_count()
+        if rows > MAX_CHECKPOINT_ROWS:
+            log.warning(
+                "query_too_large_for_facts",
+                table=unit.pipeline.plan.levels[0].table,
+                rows=rows,
+                most=MAX_CHECKPOINT_ROWS,
+                effect="who comes back to it is sent all of it again; if these are mutation "
+                "results, see that the application deletes those that clients acknowledged",
+            )
             self._membership.give_up(unit)
             return None
         reader = self._readers.take()
@@ -436,25 +474,6 @@ class _Pinned:
 
 def _state_of(engine: Engine) -> EngineState:
     return EngineState(engine.version, engine.replica_version, engine.schema)
-
-
-def _requests(
-    engine: Engine,
-    client: ClientTables,
-    queries: Mapping[QueryKey, Query],
-    prepared: Prepared,
-) -> dict[QueryKey, HydrationRequest]:
-    """What must be hydrated for ``queries``; those that make no sense fail."""
-    requests: dict[QueryKey, HydrationRequest] = {}
-    for key, query in queries.items():
-        try:
-            request = engine.request(query, client, rows=prepared.rows)
-        except QueryError as error:
-            prepared.failed[key] = error
-        else:
-            if isinstance(request, HydrationRequest):
-                requests[key] = request
-    return requests
 
 
 def _resolve(future: asyncio.Future[Any], result: Any) -> None:

@@ -8,6 +8,7 @@ to it.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -19,14 +20,18 @@ from view_syncer.cvr.facts import RowKey
 from view_syncer.differences import Difference, DifferenceKey, Differences
 from view_syncer.ivm.encode import ClientTables, RowPatch
 from view_syncer.ivm.engine import Advance, Engine, Subscription
-from view_syncer.ivm.hydration import EncodedRows, Hydration
+from view_syncer.ivm.hydration import EncodedRows, Hydration, HydrationRequest
 from view_syncer.ivm.pipeline import Pipeline
 from view_syncer.membership import MembershipLog, UnitId
 from zerocache.errors import QueryError
 from zerocache.protocol.versions import Watermark
+from zerocache.replica.schema import ReplicaSchema
 from zerocache.zql.ast import Query
+from zerocache.zql.shape import Instance
 
 QueryKey = str
+LONGEST_BEGINNING_S = 0.005
+"""How long one group's queries may keep the engine before the rest of them goes elsewhere."""
 
 
 @dataclass(slots=True)
@@ -92,12 +97,19 @@ class FullView:
 
 @dataclass(slots=True)
 class Prepared:
-    """Queries hydrated ahead of a reconciliation, and those that cannot be served. Without
-    ``rows`` nothing of it is encoded."""
+    """Queries hydrated ahead of a reconciliation, elsewhere or by the engine itself (``begun``;
+    only touched on its thread), and those that cannot be served. Without ``rows`` nothing of it is
+    encoded."""
 
     hydrations: list[Hydration] = field(default_factory=list)
+    begun: list[Pipeline] = field(default_factory=list)
+    # What the queries are under ``schema``.
+    instances: dict[QueryKey, Instance] = field(default_factory=dict)
+    schema: ReplicaSchema | None = None
     failed: dict[QueryKey, QueryError] = field(default_factory=dict)
     rows: bool = True
+    # Set once all of it was used.
+    reconciled: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,11 +241,14 @@ class FanOut:
     ) -> Reconciled:
         queries = self._groups[group]
         failed: dict[QueryKey, QueryError] = dict(prepared.failed)
+        instances = prepared.instances if prepared.schema is engine.schema else {}
         for key, query in add.items():
             if key in failed:
                 continue
             try:
-                queries.client[key] = self._join(engine, group, key, query, client)
+                queries.client[key] = self._join(
+                    engine, group, key, query, client, instances.get(key)
+                )
             except QueryError as error:
                 failed[key] = error
             except apsw.SQLError as error:
@@ -245,6 +260,7 @@ class FanOut:
                 result.internal[key] = engine.rows(queries.internal[key])
         for hydration in prepared.hydrations:
             engine.drop_unused(hydration.pipeline)
+        drop_begun(engine, prepared)
         return result
 
     def _add_rows(
@@ -335,9 +351,15 @@ class FanOut:
         return {key: _measures(s.pipeline) for key, s in running.items()}
 
     def _join(
-        self, engine: Engine, group: Group, key: QueryKey, query: Query, client: ClientTables
+        self,
+        engine: Engine,
+        group: Group,
+        key: QueryKey,
+        query: Query,
+        client: ClientTables,
+        instance: Instance | None = None,
     ) -> Subscription:
-        subscription = engine.subscribe(query, client)
+        subscription = engine.subscribe(query, client, instance)
         readers = self._readers.setdefault(subscription.pipeline, {})
         readers.setdefault(group, set()).add(key)
         self._membership.started(subscription.pipeline, subscription.client, engine.version)
@@ -361,6 +383,43 @@ class FanOut:
         engine.unsubscribe(subscription)
         if not engine.reads(subscription):
             self._membership.ended(pipeline, subscription.client, engine.version)
+
+
+def begin(
+    engine: Engine,
+    client: ClientTables,
+    queries: Mapping[QueryKey, Query],
+    prepared: Prepared,
+    quick_rows: int,
+) -> dict[QueryKey, HydrationRequest]:
+    """Start those of ``queries`` that are over at once and need no more than ``quick_rows``.
+    Returns what must be hydrated for the others; those that make no sense fail."""
+    requests: dict[QueryKey, HydrationRequest] = {}
+    end = time.monotonic() + LONGEST_BEGINNING_S
+    prepared.schema = engine.schema
+    for key, query in queries.items():
+        try:
+            request = engine.request(query, client, rows=prepared.rows)
+        except QueryError as error:
+            prepared.failed[key] = error
+            continue
+        prepared.instances[key] = request.instance
+        if isinstance(request, Pipeline):
+            continue
+        begun = None
+        if quick_rows and time.monotonic() < end:
+            begun = engine.start_quickly(request, quick_rows)
+        if begun is None:
+            requests[key] = request
+        else:
+            prepared.begun.append(begun)
+    return requests
+
+
+def drop_begun(engine: Engine, prepared: Prepared) -> None:
+    """Stop what was begun ahead and nobody joined."""
+    while prepared.begun:
+        engine.drop_unused(prepared.begun.pop())
 
 
 def _difference(

@@ -79,6 +79,8 @@ class GroupView:
         # Set once rows turned out that cannot be sent: from then on queries that begin show it
         # themselves, each for itself.
         self._careful = False
+        # Of a group that is not stored yet: what is to be stored with its first result.
+        self._deferred: ConfigChange | None = None
 
     @property
     def running(self) -> Mapping[QueryHash, bytes]:
@@ -163,9 +165,17 @@ class GroupView:
                 await self._keeper.save(ConfigChange(meta=True), version)
             self._audience.restart(version)
 
-    async def commit(self, change: ConfigChange) -> None:
-        """Write a configuration change, then poke its desired patches (§4.2.6)."""
+    async def commit(self, change: ConfigChange, *, followed: bool = False) -> None:
+        """Write a configuration change, then poke its desired patches (§4.2.6). If it makes the
+        group and is ``followed`` by a :meth:`reconcile` at once, both wait for the result of that
+        as long as it is only a matter of computing: one write then serves both pokes."""
+        if self._deferred is not None:
+            change.include(self._deferred)
+            self._deferred = None
         if not change and self._record.exists:
+            return
+        if followed and not self._record.exists:
+            self._deferred = change
             return
         with self._advances.held():
             body = None
@@ -181,6 +191,10 @@ class GroupView:
                 self._audience.restart(body.version)
             else:
                 self._audience.emit(body)
+
+    async def _commit_deferred(self) -> None:
+        if self._deferred is not None:
+            await self.commit(ConfigChange())
 
     async def reconcile(
         self, context: ConnectionContext | None, *, fresh: bool = False, ask: bool = True
@@ -201,6 +215,8 @@ class GroupView:
             self._advances.deaf = False
         live = self._record.live_queries(self._keeper.clock.now_ms())
         known = {h: q for h, q in self._record.queries.items() if h in live}
+        if any(q.name is not None for q in known.values()):
+            await self._commit_deferred()  # the application may take its time
         resolution = self._queries.resolve(
             known, context, self._running, fresh=fresh, ask=ask or self.cold
         )
@@ -230,7 +246,9 @@ class GroupView:
         urgent = not self.cold
         # Behind a gap nobody is sent what a query has: everybody is sent a difference, or it all.
         rows = self._careful or not self._has_gap
-        preparing = self._engine.prepared(self._owner, self.tables, add, urgent=urgent, rows=rows)
+        preparing = self._engine.prepared(
+            self._owner, self.tables, add, urgent=urgent, rows=rows, before=self._commit_deferred
+        )
         async with preparing as prepared:
             self._advances.check(epoch)
             if wanted.permissions != self._queries.permissions_number:
@@ -321,15 +339,20 @@ class GroupView:
         holds rows is brought up to date by a full view instead."""
         gap = self._has_gap
         self.cold = self._new = False
-        if not body.size() and not gap:
+        bodies = [body] if body.size() or gap else []
+        if self._deferred is not None:
+            bodies.insert(0, config_body(self._next_config(), self._deferred))
+            change.include(self._deferred)
+            self._deferred = None
+        if not bodies:
             if change:
                 await self._keeper.save(change, self._audience.version)
             return
-        await self._keeper.save(change, body.version)
+        await self._keeper.save(change, bodies[-1].version)
         if gap:
             self._audience.restart(body.version)
         else:
-            self._audience.emit(body)
+            self._audience.emit(*bodies)
 
     async def _bring(self, clients: list[Client], epoch: int) -> None:
         """Bring clients here that recent pokes do not reach: by what they lack, if that can be

@@ -243,4 +243,8 @@ class MembershipLog:
 
 
 def _moved_a_lot(unit: Unit) -> bool:
-    return unit.moved > MIN_MOVED and unit.moved > 4 * unit.pipeline.row_count()
+    """Also one that grew beyond what is written down: its moves would be kept for ever."""
+    if unit.moved <= MIN_MOVED:
+        return False
+    rows = unit.pipeline.row_count()
+    return unit.moved > 4 * rows or rows > MAX_CHECKPOINT_ROWS

@@ -191,9 +191,11 @@ class WebSocket(asyncio.Protocol):
                     self._protocol.send_text(payload)
             self._flush(answer=False)
             return
-        for run in runs:
-            transport.write(run)
-            self._written += len(run)
+        if len(runs) == 1:
+            transport.write(runs[0])
+        else:
+            transport.writelines(runs)
+        self._written += sum(map(len, runs))
         reach(Place.MID_POKE)
         self.last_sent_s = self._loop.time()
 
@@ -286,14 +288,15 @@ class WebSocket(asyncio.Protocol):
         if transport is None or transport.is_closing():
             self._protocol.data_to_send()
             return
-        for data in self._protocol.data_to_send():
-            if data:
-                transport.write(data)
-                self._written += len(data)
-                self._answers += len(data) if answer else 0
-                self.last_sent_s = self._loop.time()
-            elif transport.can_write_eof():
-                transport.write_eof()
+        chunks = self._protocol.data_to_send()
+        # One system call for all; an empty one, which can only be the last, stands for the end.
+        if data := b"".join(chunks):
+            transport.write(data)
+            self._written += len(data)
+            self._answers += len(data) if answer else 0
+            self.last_sent_s = self._loop.time()
+        if chunks and not chunks[-1] and transport.can_write_eof():
+            transport.write_eof()
         if self.clogged and self._answers >= MAX_ANSWERS_BYTES and self.is_open:
             self._pause_reading()
 

@@ -118,7 +118,11 @@ class Worker:
             self._on_advance,
             self._on_fatal,
             self._index_requests.ask if wanted else None,
-            HydrationLimits(config.max_rows_per_query, config.max_hydration_seconds),
+            HydrationLimits(
+                config.max_rows_per_query,
+                config.max_hydration_seconds,
+                config.quick_hydration_rows,
+            ),
             self._intake,
         )
         self._engine.start()

@@ -135,6 +135,13 @@ class Config(ClientLimits, BaseSettings):
         ge=0,
         prefix="ZEROCACHE_",
     )
+    quick_hydration_rows: Whole = option(
+        300,
+        "A query of no more rows of one table that takes no time is computed between two advances, "
+        "not beside them; 0: none is.",
+        ge=0,
+        prefix="ZEROCACHE_",
+    )
     auto_indexes: Boolean = option(
         True,
         "Give the replica indexes of its own where queries scan or sort a large table.",

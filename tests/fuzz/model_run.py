@@ -42,7 +42,11 @@ class Episode:
         self._count = count
         self._app_id = f"model_{os.urandom(4).hex()}"
         folder.mkdir(parents=True, exist_ok=True)
-        self._server = Server(folder, database, self._app_id, plan.store, two=plan.two)
+        # What the engine hydrates itself: as much as usual, hardly anything, nothing.
+        quick_rows = random.Random(plan.seed + "/quick").choice([300, 2, 0])
+        self._server = Server(
+            folder, database, self._app_id, plan.store, two=plan.two, quick_rows=quick_rows
+        )
         self._groups: list[Group] = []
         self._asts: dict[str, ast.Query] = {}
         self._seen: deque[Seen] = deque()

@@ -33,8 +33,11 @@ class Broken(Exception):
 class Server:
     """One node, or one and a half. Not for several threads at once."""
 
-    def __init__(self, folder: Path, database: str, app_id: str, store: str, *, two: bool) -> None:
+    def __init__(
+        self, folder: Path, database: str, app_id: str, store: str, *, two: bool, quick_rows: int
+    ) -> None:
         settings = {"ZERO_QUERY_URL": "", "ZERO_MUTATE_URL": ""}
+        settings |= {"ZEROCACHE_QUICK_HYDRATION_ROWS": str(quick_rows)}
         settings |= {"ZERO_CVR_MAX_CONNS": "6", "NODE_ENV": "production"}
         if store == "sqlite":
             settings["ZERO_CVR_DB"] = f"sqlite:{folder}/cvr.db"

@@ -63,4 +63,5 @@ def test_privileges_granted_in_the_transaction_that_has_a_table_read_again(
     )
     settle(replicator)
     assert verify(database, replicator.file).is_equal
-    assert replicator.log().count("backfill_started") == 1
+    # Begun anew, perhaps, if what was granted is noticed only while it runs.
+    assert replicator.log().count("backfill_finished") == 1

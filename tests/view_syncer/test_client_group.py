@@ -61,6 +61,20 @@ class Gate:
         self._open.set()
 
 
+class Calls:
+    """Counts the calls of one method."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
+        self.count = 0
+        original: Callable[..., Task] = getattr(owner, name)
+
+        async def counted(*args: Any, **options: Any) -> Any:
+            self.count += 1
+            return await original(*args, **options)
+
+        monkeypatch.setattr(owner, name, counted)
+
+
 def shows(client: TestClient, titles: dict[str, str]) -> bool:
     return client.titles == titles
 
@@ -92,6 +106,62 @@ async def test_new_group_is_poked_its_desires_and_then_its_rows(server: Server) 
     assert row_ops(first) == []
     assert got_ops(second) == [("put", ALL_TASKS.hash)]
     assert sorted(row_ops(second)) == [("put", "a"), ("put", "b"), ("put", "c")]
+
+
+async def test_new_group_is_stored_once(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One write serves both pokes, and a client that got only the first of them is brought on."""
+    saves = Calls(monkeypatch, server.worker._store, "save")
+    client = await server.connected(ALL_TASKS)
+    assert len(client.pokes) == 2
+    assert saves.count == 1
+    client.close()
+    async with serving(server.replica, server.config) as restarted:
+        empty = copied(client.state)
+        empty.rows.clear()
+        empty.got.clear()
+        empty.cookie = "00:01"
+        again = restarted.client(client_id=client.client_id, state=empty)
+        await again.connect()
+        await again.wait_got(ALL_TASKS)
+        assert set(again.titles) == {"a", "b", "c"}
+
+
+async def test_new_group_with_a_slow_query_hears_of_its_desires_first(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server.worker._engine, "_quick_rows", 0)
+    gate = Gate(monkeypatch, server.worker._engine._hydrator, "hydrate")
+    client = server.client(ALL_TASKS)
+    await client.connect()
+    await gate.reached.wait()
+    await client.wait_cookie("00:01")
+    assert got_ops(client.pokes[0]) == []
+    gate.open()
+    await client.wait_got(ALL_TASKS)
+    assert cookies(client) == [(None, "00:01"), ("00:01", server.replica.version)]
+
+
+async def test_desires_of_a_first_connection_that_was_reset_are_not_lost(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(monkeypatch, server.worker._engine, "reconcile")
+    client = server.client(ALL_TASKS)
+    await client.connect()
+    await gate.reached.wait()
+    group = server.group()
+    group.invalidate()  # as the worker does when the engine was reset
+    group.schedule(group.rebuild())
+    gate.open()
+    await client.wait_got(ALL_TASKS)
+    assert desired_ops(client.pokes[0], client.client_id) == [("put", ALL_TASKS.hash)]
+    assert set(client.titles) == {"a", "b", "c"}
+    client.close()
+    async with serving(server.replica, server.config) as restarted:
+        again = restarted.client(client_id=client.client_id, state=client.state)
+        await again.connect()
+        version = restarted.replica.write(edit_task("a", title="A2"))
+        await again.wait_cookie(version)
+        assert again.titles["a"] == "A2"  # it is still known what it wants
 
 
 async def test_new_group_without_queries_is_poked_and_then_hears_of_its_mutations(

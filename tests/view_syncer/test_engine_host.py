@@ -6,9 +6,11 @@ import asyncio
 import shutil
 import threading
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import apsw
 import pytest
+from structlog.testing import capture_logs
 
 from tests.view_syncer.server import Replica, delete_task, edit_task, put_task, until
 from view_syncer import engine_host
@@ -16,9 +18,11 @@ from view_syncer.engine_host import EngineHost
 from view_syncer.fan_out import WorkerAdvance
 from view_syncer.ivm.encode import ClientTables, SyncedTable
 from view_syncer.ivm.engine import Engine
+from view_syncer.ivm.hydration import HydrationLimits
 from view_syncer.ivm.pipeline import Pipeline
 from view_syncer.ivm.snapshot import SnapshotReader
 from zerocache.errors import QueryError, UnsafeIntegerError
+from zerocache.replica.reader import open_replica
 from zerocache.replica.writer import ReplicaWriter
 from zerocache.zql.ast import Query, parse_query
 
@@ -322,6 +326,45 @@ async def test_file_that_is_missing_for_a_moment_is_waited_for(
     assert listener.fatal == []
 
 
+@pytest.mark.parametrize("late", [False, True], ids=["before", "while it is opened"])
+async def test_query_that_is_asked_while_the_file_is_missing_is_served_from_the_old_snapshot(
+    replica: Replica, listener: Listener, monkeypatch: pytest.MonkeyPatch, late: bool
+) -> None:
+    elsewhere = HydrationLimits(quick_rows=0)
+    host = EngineHost(replica.path, listener.on_advance, listener.fatal.append, limits=elsewhere)
+    host.start()
+    away = replica.path.with_name("moved.db")
+
+    def take_away(path: Path) -> apsw.Connection:
+        replica.path.rename(away)
+        return open_replica(path)
+
+    if late:
+        monkeypatch.setattr("view_syncer.ivm.snapshot.open_replica", take_away)
+    else:
+        replica.path.rename(away)
+    async with host.prepared("g", TABLES, {"q": ALL}) as prepared:
+        result = await host.reconcile("g", TABLES, {"q": ALL}, (), prepared=prepared)
+    assert len(result.puts) == 3
+    assert away.exists()
+    away.rename(replica.path)
+    await host.close()
+    assert listener.fatal == []
+
+
+async def test_query_too_large_for_facts_is_given_up_and_said_so(
+    host: EngineHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_host, "MAX_CHECKPOINT_ROWS", 2)
+    await host.reconcile("g", TABLES, {"q": ALL}, ())
+    (unit,) = await host.take_due(all_due=True)
+    with capture_logs() as logs:
+        assert await host.members(unit) is None
+    (said,) = [entry for entry in logs if entry["event"] == "query_too_large_for_facts"]
+    assert (said["table"], said["rows"], said["most"]) == ("task", 3, 2)
+    assert await host.take_due(all_due=True) == []
+
+
 async def test_members_that_are_read_while_the_file_is_missing_hold_nobody_up(
     host: EngineHost, replica: Replica, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -358,3 +401,94 @@ async def test_query_whose_schema_changes_while_it_hydrates_is_served_from_the_o
         result = await host.reconcile(object(), TABLES, {"q": ALL}, (), prepared=prepared)
     assert result.added == {"q"}
     assert result.failed == {}
+
+
+async def test_quick_query_is_begun_ahead_and_handed_over(host: EngineHost) -> None:
+    async with host.prepared("g", TABLES, {"q": ALL}) as prepared:
+        assert await host.read(lambda engine: engine.pipeline_count) == 1
+        assert prepared.hydrations == []  # no other thread had anything to do with it
+        result = await host.reconcile("g", TABLES, {"q": ALL}, (), prepared=prepared)
+    assert len(result.puts) == 3
+    assert await host.read(lambda engine: engine.pipeline_count) == 1
+
+
+async def test_commit_between_beginning_and_handing_over_is_in_the_rows(
+    host: EngineHost, listener: Listener, replica: Replica
+) -> None:
+    async with host.prepared("g", TABLES, {"q": ALL}) as prepared:
+        version = replica.write(edit_task("a", title="A2"), delete_task("b"))
+        host.notify()
+        await listener.next()
+        result = await host.reconcile("g", TABLES, {"q": ALL}, (), prepared=prepared)
+    assert result.version == version
+    assert len(result.puts) == 2
+    assert any('"A2"' in put for put in result.puts)
+
+
+async def test_what_was_begun_and_not_wanted_after_all_ends(host: EngineHost) -> None:
+    async with host.prepared("g", TABLES, {"q": ALL}):
+        pass
+    assert await host.read(lambda engine: engine.pipeline_count) == 0
+
+
+async def test_what_is_begun_for_somebody_who_gives_up_meanwhile_ends(host: EngineHost) -> None:
+    entered, go_on = threading.Event(), threading.Event()
+
+    def hold_up(_: object) -> None:
+        entered.set()
+        go_on.wait(10)
+
+    blocked = asyncio.create_task(host.read(hold_up))
+    await asyncio.to_thread(entered.wait, 10)
+
+    async def ask() -> None:
+        async with host.prepared("g", TABLES, {"q": ALL}):
+            raise AssertionError("it was cancelled before")
+
+    asking = asyncio.create_task(ask())
+    await until(lambda: host._jobs.qsize() == 1)  # what begins it waits behind the other job
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    go_on.set()
+    await blocked
+    assert await host.read(lambda engine: engine.pipeline_count) == 0
+
+
+async def test_advance_goes_before_the_jobs_that_wait(
+    host: EngineHost, listener: Listener, replica: Replica
+) -> None:
+    entered, go_on = threading.Event(), threading.Event()
+
+    def hold_up(_: object) -> None:
+        entered.set()
+        go_on.wait(10)
+
+    await host.reconcile("g", TABLES, {"q": ALL}, ())
+    blocked = asyncio.create_task(host.read(hold_up))
+    await asyncio.to_thread(entered.wait, 10)
+    asked = asyncio.create_task(host.read(lambda engine: engine.version))
+    await until(lambda: host._jobs.qsize() == 1)
+    version = replica.write(edit_task("a", title="A2"))
+    host.notify()
+    go_on.set()
+    await blocked
+    assert await asked == version
+    assert (await listener.next()).version == version
+
+
+async def test_advance_that_fails_inside_another_job_is_reported_too(
+    replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pipelines may be between two versions then, whoever asked for it."""
+    listener = Listener()
+    host = EngineHost(replica.path, listener.on_advance, listener.fatal.append)
+    host.start()
+
+    def fail() -> None:
+        raise ArithmeticError("half-way")
+
+    monkeypatch.setattr(host._engine, "advance", fail)
+    with pytest.raises(ArithmeticError):
+        await host.read(lambda _: host._advance())
+    await until(lambda: bool(listener.fatal))
+    await host.close()

@@ -118,7 +118,8 @@ async def test_one_of_two_who_gives_up_does_not_stop_the_other(
 async def test_whoever_gives_up_leaves_no_snapshot_behind(replica: Replica) -> None:
     """Neither that of the query which was computed nor that of the one which was not."""
     failures: list[BaseException] = []
-    host = EngineHost(replica.path, lambda _: None, failures.append)
+    nothing_here = HydrationLimits(quick_rows=0)
+    host = EngineHost(replica.path, lambda _: None, failures.append, limits=nothing_here)
     host.start()
 
     async def ask() -> None:

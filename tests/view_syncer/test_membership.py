@@ -315,3 +315,52 @@ async def test_query_that_grew_too_large_is_forgotten_with_all_its_moves(tmp_pat
     await run.keeper.flush()
     assert run.kept() == {RESULTS_UNIT}
     await store.close()
+
+
+async def test_moves_that_nobody_took_go_with_the_query_that_is_forgotten(tmp_path: Path) -> None:
+    """It ended since the last time, and is forgotten the next: what is written of it then would
+    be of no use, and nobody would drop it any more."""
+    run, store = await keeping(tmp_path)
+    world = run.world
+    world.start("q1")
+    await run.keeper.flush(final=True)
+    world.advance("q1", frozenset("a"))
+    world.end("q1")
+    world.now_s += KEEP_ENDED_S
+    await run.keeper.flush()
+    assert run.kept() == {RESULTS_UNIT}
+    await store.close()
+
+
+async def test_moves_from_before_it_began_again_go_with_the_query_that_is_given_up(
+    tmp_path: Path,
+) -> None:
+    run, store = await keeping(tmp_path)
+    world = run.world
+    world.start("q1")
+    await run.keeper.flush(final=True)
+    world.advance("q1", frozenset("a"))
+    world.end("q1")
+    world.start("q1")
+    world.give_up("q1")
+    await run.keeper.flush()
+    assert run.kept() == {RESULTS_UNIT}
+    await store.close()
+
+
+async def test_query_that_only_grows_is_looked_at_once_it_is_too_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its moves never outnumber its rows by much, and would be kept for ever."""
+    monkeypatch.setattr(membership, "MIN_MOVED", 2)
+    monkeypatch.setattr(membership, "MAX_CHECKPOINT_ROWS", 3)
+    run, store = await keeping(tmp_path)
+    world = run.world
+    world.start("q1")
+    await run.keeper.flush(final=True)
+    name = unit_id(cast(Pipeline, Query("q1")), TABLES)
+    world.advance("q1", frozenset("abc"))
+    assert name not in world.log.take_due()
+    world.advance("q1", frozenset("abcd"))
+    assert name in world.log.take_due()
+    await store.close()

@@ -87,6 +87,18 @@ class ConfigChange:
     def __bool__(self) -> bool:
         return bool(self.bump or self.meta or self.clients or self.desires or self.queries)
 
+    def include(self, earlier: ConfigChange) -> None:
+        """Have the effect of both, ``earlier`` first."""
+        desired = {client: [*patches] for client, patches in earlier.desired.items()}
+        for client, patches in self.desired.items():
+            desired.setdefault(client, []).extend(patches)
+        self.desired = desired
+        self.clients |= earlier.clients
+        self.desires |= earlier.desires
+        self.queries |= earlier.queries
+        self.bump |= earlier.bump
+        self.meta |= earlier.meta
+
     def note(self, client: ClientId, op: str, query: QueryHash) -> None:
         self.desired.setdefault(client, []).append((op, query))
         self.desires.add((client, query))

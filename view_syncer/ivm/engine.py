@@ -21,6 +21,7 @@ from view_syncer.ivm.encode import ClientTables, Encoder, MadeTexts, RowPatch
 from view_syncer.ivm.hydration import EncodedRows, Hydration, HydrationRequest
 from view_syncer.ivm.pipeline import Delta, Pipeline, Touch, changed_since
 from view_syncer.ivm.plan import Plan, make_plan
+from view_syncer.ivm.quick import QuickTries, hydrate_quickly
 from view_syncer.ivm.routing import Router
 from view_syncer.ivm.snapshot import SnapshotReader
 from zerocache.errors import QueryError
@@ -92,6 +93,7 @@ class Engine:
         # Of every plan that is new since `take_new_plans`, the pipeline it was made for.
         self._new_plans: list[Pipeline] = []
         self._examined: set[Plan] = set()
+        self._tries = QuickTries()
         self._pipelines: dict[Instance, Pipeline] = {}
         self._clients: dict[Pipeline, dict[ClientTables, int]] = {}
         self._encoders: dict[ClientTables, Encoder] = {}
@@ -140,6 +142,18 @@ class Engine:
             return running
         encoder = self.encoder(client) if rows else None
         return HydrationRequest(self._plan(instance), instance, self.schema, client, encoder)
+
+    def start_quickly(self, request: HydrationRequest, most_rows: int) -> Pipeline | None:
+        """Hydrate here and now if that is over at once and takes no more than ``most_rows`` at one
+        level; else None. The caller must subscribe next, or :meth:`drop_unused`."""
+        if not self._tries.worth(request.plan):
+            return None
+        db = self._current.db
+        pipeline = hydrate_quickly(db, request.plan, request.instance, most_rows)
+        self._tries.note(request.plan, succeeded=pipeline is not None)
+        if pipeline is not None:
+            self._install(pipeline)
+        return pipeline
 
     def adopt(self, hydration: Hydration) -> None:
         """Take in a pipeline that was hydrated elsewhere, brought to :attr:`version`.
@@ -191,9 +205,12 @@ class Engine:
             self._examined.add(pipeline.plan)
             self._new_plans.append(pipeline)
 
-    def subscribe(self, query: Query, client: ClientTables) -> Subscription:
-        """Join the pipeline of ``query``, hydrating it here and now if it does not run."""
-        instance = lift(query, self.schema, client.row_keys)
+    def subscribe(
+        self, query: Query, client: ClientTables, instance: Instance | None = None
+    ) -> Subscription:
+        """Join the pipeline of ``query``, hydrating it here and now if it does not run.
+        ``instance`` is what the query is under :attr:`schema`, if that is known."""
+        instance = instance or lift(query, self.schema, client.row_keys)
         pipeline = self._pipelines.get(instance)
         if pipeline is None:
             pipeline = self._start(instance)
@@ -317,6 +334,7 @@ class Engine:
         used = {pipeline.plan for pipeline in self._pipelines.values()}
         self._plans = {shape: plan for shape, plan in self._plans.items() if plan in used}
         self._examined &= used
+        self._tries.keep_only(used)
         self._max_plans = max(MAX_PLANS, 2 * len(self._plans))
 
     def _notice_new_indexes(self) -> None:
@@ -434,6 +452,7 @@ class Engine:
         self._plans.clear()
         self._new_plans.clear()
         self._examined.clear()
+        self._tries.keep_only(set())
         self._pipelines.clear()
         self._clients.clear()
         self._encoders.clear()

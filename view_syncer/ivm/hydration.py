@@ -31,10 +31,12 @@ _STEPS_BETWEEN_CHECKS = 20_000
 
 @dataclass(frozen=True, slots=True)
 class HydrationLimits:
-    """What one query may cost; 0 is no limit. A query beyond them fails alone."""
+    """What one query may cost; 0 is no limit. A query beyond them fails alone. One of at most
+    ``quick_rows`` at each level may be computed by the engine itself (0: none is)."""
 
     max_rows: int = 0
     max_seconds: float = 0.0
+    quick_rows: int = 300
 
 
 @dataclass(slots=True)

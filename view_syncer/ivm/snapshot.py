@@ -6,7 +6,10 @@ import threading
 from collections.abc import Hashable
 from pathlib import Path
 
+import apsw
+
 from view_syncer.ivm.encode import register_functions
+from zerocache.errors import ReplicaError
 from zerocache.protocol.versions import Watermark
 from zerocache.replica.reader import open_replica, read_state
 
@@ -17,7 +20,7 @@ class SnapshotReader:
     def __init__(self, path: Path) -> None:
         # Taken before the file is opened: if it is replaced in between, the reader looks stale.
         self.inode = path.stat().st_ino
-        self.db = open_replica(path)
+        self.db = _open(path)
         register_functions(self.db)
         self.version = Watermark("00")
         self.replica_version = Watermark("00")
@@ -45,6 +48,16 @@ class SnapshotReader:
     def close(self) -> None:
         self.end()
         self.db.close()
+
+
+def _open(path: Path) -> apsw.Connection:
+    """``FileNotFoundError`` also if the file goes at this very moment, to be replaced."""
+    try:
+        return open_replica(path)
+    except (ReplicaError, apsw.CantOpenError) as error:
+        if path.exists():
+            raise
+        raise FileNotFoundError(f"the replica {path} is being replaced") from error
 
 
 class ReaderPool:

@@ -8,6 +8,7 @@ order of their tables and columns on the wire.
 from __future__ import annotations
 
 import hashlib
+from functools import cached_property, lru_cache
 from typing import Literal, TypeAlias
 
 import msgspec
@@ -28,13 +29,17 @@ class ClientTable(msgspec.Struct, frozen=True, rename="camel"):
     primary_key: list[str]
 
 
-class ClientSchema(msgspec.Struct, frozen=True):
-    """Tables and columns under their server names."""
+class ClientSchema(msgspec.Struct, frozen=True, dict=True):
+    """Tables and columns under their server names. Must not be changed inside either."""
 
     tables: dict[str, ClientTable]
 
     def canonical(self) -> bytes:
         """JSON with sorted keys: equal bytes exactly when the schemas are deep-equal."""
+        return self._canonical
+
+    @cached_property
+    def _canonical(self) -> bytes:
         return msgspec.json.encode(self, order="sorted")
 
     def digest(self) -> str:
@@ -45,10 +50,16 @@ class ClientSchema(msgspec.Struct, frozen=True):
     def from_json(cls, text: str | bytes) -> ClientSchema:
         """Decode a *stored* schema; one this server no longer understands needs a newer client."""
         try:
-            return msgspec.json.decode(text, type=cls)
+            return _decoded(text)
         except msgspec.DecodeError as error:
             raise ClientFacingError(
                 "SchemaVersionNotSupported",
                 f"The stored schema of this client group cannot be read: {error}. "
                 "Reload the page to start with a new client group.",
             ) from error
+
+
+@lru_cache(maxsize=64)
+def _decoded(text: str | bytes) -> ClientSchema:
+    """Most client groups declare the same one, and it may be large."""
+    return msgspec.json.decode(text, type=ClientSchema)
