@@ -46,6 +46,7 @@ EXIT_DIFFERENT = 1
 EXIT_IMPOSSIBLE = 2
 _ROUNDS = 4
 _WAIT_S = 30.0
+_COMMIT_S = 5.0
 _POLL_S = 0.05
 _MAX_PRINTED = 1_000
 _USAGE = """\
@@ -162,9 +163,20 @@ class _Round:
         settings = {"statement_timeout": "0", "idle_in_transaction_session_timeout": "0"}
         holder = stack.enter_context(connect(self._url, "verify", settings=settings))
         before = _position(holder, "pg_current_wal_insert_lsn()")
-        holder.execute("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-        holder.execute("SELECT 1")
-        return before, holder
+        # A transaction is in the WAL, and perhaps in the replica, some time before snapshots see
+        # it: those that may have been between the two must be over. One that is open for longer
+        # than that takes was not.
+        ((began,),) = holder.execute("SELECT pg_snapshot_xmax(pg_current_snapshot())").fetchall()
+        deadline_s = time.monotonic() + _COMMIT_S
+        while True:
+            holder.execute("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+            ((oldest,),) = holder.execute(
+                "SELECT pg_snapshot_xmin(pg_current_snapshot())"
+            ).fetchall()
+            if int(oldest) >= int(began) or time.monotonic() > deadline_s:
+                return before, holder
+            holder.execute("ROLLBACK")
+            threading.Event().wait(_POLL_S)
 
     def _replica_at(self, position: Lsn) -> apsw.Connection:
         """A snapshot of the replica that has everything up to ``position``."""
