@@ -25,7 +25,7 @@ from zerocache.protocol.versions import Watermark
 from zerocache.replica.schema import ReplicaSchema
 from zerocache.zql.shape import Instance
 
-_STEPS_BETWEEN_CHECKS = 20_000
+STEPS_BETWEEN_CHECKS = 20_000
 """SQLite instructions between two looks at the clock: well under a millisecond."""
 
 
@@ -92,7 +92,7 @@ def hydrate(
     try:
         reader.begin()
         watch = _Watch(request.cancelled, limits)
-        reader.db.set_progress_handler(watch.expired, _STEPS_BETWEEN_CHECKS)
+        reader.db.set_progress_handler(watch.expired, STEPS_BETWEEN_CHECKS)
         pipeline = Pipeline(request.plan, request.instance, max_rows=limits.max_rows)
         with watch:
             pipeline.hydrate(reader.db)

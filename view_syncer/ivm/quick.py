@@ -12,6 +12,7 @@ import time
 
 import apsw
 
+from view_syncer.ivm.hydration import STEPS_BETWEEN_CHECKS
 from view_syncer.ivm.pipeline import Pipeline
 from view_syncer.ivm.plan import Plan
 from zerocache.errors import QueryError
@@ -23,8 +24,6 @@ QUICK_CPU_S = 0.002
 QUICK_S = 0.02
 """How long it may take, if it waits for the disk or the interpreter meanwhile."""
 MOST_PASSED_OVER = 64
-_STEPS_BETWEEN_CHECKS = 20_000
-"""SQLite instructions between two looks at the clock: well under a millisecond."""
 
 
 def hydrate_quickly(
@@ -35,7 +34,7 @@ def hydrate_quickly(
     pipeline = Pipeline(plan, instance, max_rows=most_rows)
     cpu_end, end = time.thread_time() + QUICK_CPU_S, time.monotonic() + QUICK_S
     db.set_progress_handler(
-        lambda: time.thread_time() > cpu_end or time.monotonic() > end, _STEPS_BETWEEN_CHECKS
+        lambda: time.thread_time() > cpu_end or time.monotonic() > end, STEPS_BETWEEN_CHECKS
     )
     try:
         pipeline.hydrate(db)
