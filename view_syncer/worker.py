@@ -36,6 +36,7 @@ from view_syncer.maintenance import Intervals, Maintenance
 from view_syncer.mutations import GroupPushes, Writes
 from view_syncer.poke import PokeBody
 from view_syncer.queries import QuerySource
+from view_syncer.replica_wait import ReplicaWait
 from view_syncer.schema_check import ClientSchemas
 from view_syncer.transform import QueryTransformer
 from view_syncer.websocket import WebSocket
@@ -132,11 +133,13 @@ class Worker:
         await self._facts.open()
         self._writes = Writes.make(config, self._engine, self._queries)
         self._inspector = Inspector(config, self._engine, self._queries)
+        self._replica = ReplicaWait(self._engine, self._queries)
         self._services = Services(
             engine=self._engine,
             store=self._store,
             facts=self._facts,
             queries=self._queries,
+            replica=self._replica,
             schemas=ClientSchemas(),
             internal_schemas=frozenset({config.app_schema, config.shard_schema}),
             limits=config,
@@ -214,6 +217,7 @@ class Worker:
             "draining": self._draining,
             "version": self._queries.version,
             "messagesRefused": self.limits.refused,
+            "clientsAheadOfReplica": self._replica.sent_away,
             "maxResidentKilobytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
         }
 
