@@ -393,6 +393,8 @@ class ClientGroup:
         if not (own or fresh) and base > self._record.version:
             # Perhaps its server knows of changes that this object does not.
             await self._keeper.verify()
+        if self._record.is_of_lost_history(base):
+            raise self._services.replica.unknown(base)
         self._reach_cookie(base)
         if not self._record.was_known_at(base):
             await self._view.start_over_from(base)
@@ -417,8 +419,9 @@ class ClientGroup:
 
     async def _check_schema(self, schema: ClientSchema) -> None:
         services = self._services
-        replica_version = await require_schema(services.engine, schema, services.internal_schemas)
-        self._record.replica_version = replica_version
+        generation = await require_schema(services.engine, schema, services.internal_schemas)
+        if self._record.replica_version is None:
+            self._record.enter_generation(generation)
 
     async def _configure(self, client: Client, message: InitConnection) -> None:
         record, now_ms, change = self._record, self.ttl_now_ms(), ConfigChange()

@@ -47,7 +47,7 @@ class ReplicaWait:
         if replica.version >= version.state:
             return
         if generation is None:
-            raise _unknown(version, replica.replica_version)
+            raise self.unknown(version)
         self.sent_away += 1
         raise ClientFacingError(
             "ServerOverloaded",
@@ -64,12 +64,11 @@ class ReplicaWait:
         if generation is None or generation == own:
             return
         if generation > own or version.state > own:
-            raise _unknown(version, own)
+            raise self.unknown(version)
 
-
-def _unknown(version: ViewVersion, own: Watermark) -> ClientFacingError:
-    return ClientFacingError(
-        "ClientNotFound",
-        f"{version.cookie()} is a state that this server's replica, made at {own}, does not have; "
-        "start a new client group.",
-    )
+    def unknown(self, version: ViewVersion) -> ClientFacingError:
+        return ClientFacingError(
+            "ClientNotFound",
+            f"{version.cookie()} is a state that this server's replica, made at "
+            f"{self._engine.state.replica_version}, does not have; start a new client group.",
+        )

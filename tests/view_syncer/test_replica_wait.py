@@ -142,6 +142,36 @@ async def test_cookie_of_an_older_copy_that_is_newer_than_the_present_one_is_not
         assert (await refused(moved(restarted, client))).kind == "ClientNotFound"
 
 
+async def test_tab_of_a_lost_history_is_told_so_although_another_tab_went_on(
+    replica: Replica, server: Server
+) -> None:
+    """What it has is not told apart from what is there now by any version: the numbers were given
+    out a second time."""
+    early = await server.connected(ALL_TASKS, client_id="early")
+    late = await server.connected(client_id="late", state=copied(early.state))
+    await early.wait_cookie(str(late.state.cookie))
+    before = copied(early.state)
+    await late.wait_cookie(replica.write(edit_task("c", title="kept")))
+    replica.write(edit_task("a", title="lost"))
+    await late.wait_cookie(replica.write(edit_task("b", title="lost")))
+    lost = copied(late.state)
+    await written_down(server)
+    await server.stop()
+    replica.resync("03", [{"id": "a", "title": "A"}, {"id": "b", "title": "B"}])
+    for number in range(4):
+        replica.write(edit_task("a", title=f"A{number}"))
+    async with serving(replica, server.config) as restarted:
+        again = restarted.client(client_id="early", state=before)
+        await again.connect()
+        await again.wait_for(lambda: again.titles == {"a": "A3", "b": "B"})
+        error = await refused(restarted.client(client_id="late", state=lost))
+        assert error.kind == "ClientNotFound"
+        await again.wait_cookie(replica.write(edit_task("b", title="B2")))
+        assert again.titles == {"a": "A3", "b": "B2"}
+        record = await restarted.worker._store.load("g")
+        assert record.replica_version == "03"
+
+
 @pytest.mark.usefixtures("short_wait")
 async def test_cookie_ahead_of_a_group_that_is_served_elsewhere_is_not_believed_for_ever(
     server: Server,
