@@ -126,6 +126,8 @@ class _Round:
         self._wait_s = wait_s
         self._compared = 0
         self._differences: list[Difference] = []
+        # Whether the snapshot may lack what the WAL has before the position.
+        self._is_unsure = False
         # Whether the replica did not get as far as it had to.
         self.is_late = False
 
@@ -159,24 +161,33 @@ class _Round:
         )
 
     def _hold_snapshot(self, stack: ExitStack) -> tuple[Lsn, psycopg.Connection[Any]]:
-        """A transaction whose snapshot has everything that ended before the returned position."""
+        """A transaction whose snapshot has everything that ended before the returned position.
+
+        See "Transaction IDs and snapshots" in the PostgreSQL docs, "System information functions".
+        """
         settings = {"statement_timeout": "0", "idle_in_transaction_session_timeout": "0"}
         holder = stack.enter_context(connect(self._url, "verify", settings=settings))
         before = _position(holder, "pg_current_wal_insert_lsn()")
         # A transaction is in the WAL, and perhaps in the replica, some time before snapshots see
-        # it: those that may have been between the two must be over. One that is open for longer
-        # than that takes was not.
-        ((began,),) = holder.execute("SELECT pg_snapshot_xmax(pg_current_snapshot())").fetchall()
+        # it: those that may have been between the two at that position must be over. All of them
+        # have a smaller number than one that is handed out now (a snapshot's xmax is no such
+        # bound: it is the highest that is *over*, plus one).
+        ((began,),) = holder.execute("SELECT pg_current_xact_id()").fetchall()
         deadline_s = time.monotonic() + _COMMIT_S
         while True:
             holder.execute("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY")
             ((oldest,),) = holder.execute(
                 "SELECT pg_snapshot_xmin(pg_current_snapshot())"
             ).fetchall()
-            if int(oldest) >= int(began) or time.monotonic() > deadline_s:
+            if int(oldest) >= int(began):
+                return before, holder
+            if time.monotonic() >= deadline_s:
+                # One that is open for that long is probably not being committed, but may be (a
+                # commit can wait for a standby): only what stays is a difference then.
+                self._is_unsure = True
                 return before, holder
             holder.execute("ROLLBACK")
-            threading.Event().wait(_POLL_S)
+            _pause()
 
     def _replica_at(self, position: Lsn) -> apsw.Connection:
         """A snapshot of the replica that has everything up to ``position``."""
@@ -196,7 +207,7 @@ class _Round:
                     code="ZC237",
                 )
             # Another process writes the file; its notifications are for its workers only.
-            threading.Event().wait(_POLL_S)
+            _pause()
 
     def _compare(
         self,
@@ -224,7 +235,14 @@ class _Round:
             self._note(comparison.finish())
 
     def _note(self, differences: Iterable[Difference]) -> None:
-        self._differences.extend(differences)
+        self._differences.extend(
+            replace(one, is_explainable=one.is_explainable or self._is_unsure)
+            for one in differences
+        )
+
+
+def _pause() -> None:
+    threading.Event().wait(_POLL_S)
 
 
 def _schema_differences(upstream: psycopg.Connection[Any], replica: apsw.Connection) -> list[str]:

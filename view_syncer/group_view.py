@@ -281,6 +281,8 @@ class GroupView:
         for query in result.added:
             self._running[query] = wanted.queries[query][0]
         change = ConfigChange()
+        # What the engine tells is of this generation: with another the answer would be void.
+        change.meta = self._record.enter_generation(self._engine.state.replica_version)
         # Also those that did not run yet, when this object is new and the record is not.
         stopped = [h for h, q in self._record.queries.items() if q.got and h not in self._running]
         version = self._next_version(result.version)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 
 import apsw
+import psycopg
 import pytest
 
 from replication_manager import verify as module
@@ -16,6 +18,7 @@ from replication_manager.verify import (
     print_verdict,
     verify,
 )
+from tests.conftest import PostgresCluster
 from tests.replication_manager.conftest import RunSql
 from tests.replication_manager.harness import Replicator
 from tests.replication_manager.test_crash import TABLES, write_load
@@ -127,6 +130,81 @@ def test_changes_under_way_are_no_differences(
     with write_load(database, seed=4):
         found = verify(database, replicator.file).differences
     assert [(one.table, one.key) for one in found] == [("account", (("id", 99),))]
+
+
+class _HeldCommit:
+    """A transaction that is in the WAL, and so reaches the replica, but is not visible to any
+    snapshot until :meth:`end`: its commit waits for a standby that does not exist."""
+
+    def __init__(self, replicator: Replicator, postgres: PostgresCluster, database: str) -> None:
+        self._postgres = postgres
+        self._url = database
+        postgres.psql("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
+        postgres.psql("SELECT pg_reload_conf()")
+        self._writer = threading.Thread(target=self._write)
+        self._writer.start()
+        # Not by a later transaction: that one's end would tell snapshots of this one's number.
+        replicator.wait_until(
+            lambda: replicator.rows("SELECT 1 FROM account WHERE id = 99") != [] and self._waits()
+        )
+
+    def _write(self) -> None:
+        with psycopg.connect(self._url, autocommit=True) as connection:
+            connection.execute("SET synchronous_commit = on")
+            connection.execute("INSERT INTO account VALUES (99, 1, 'not visible yet')")
+
+    def _waits(self) -> bool:
+        query = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+        return self._postgres.psql(query) != []
+
+    def end(self) -> None:
+        self._postgres.psql("ALTER SYSTEM RESET synchronous_standby_names")
+        self._postgres.psql("SELECT pg_reload_conf()")
+        self._writer.join()
+
+
+@pytest.fixture
+def held_commit(
+    replicator: Replicator, run_sql: RunSql, database: str, postgres: PostgresCluster
+) -> Iterator[_HeldCommit]:
+    # Nobody else is to wait for the standby.
+    name = database.rsplit("/", 1)[1]
+    run_sql(TABLES + f'ALTER DATABASE "{name}" SET synchronous_commit = local')
+    replicator.start()
+    held = _HeldCommit(replicator, postgres, database)
+    yield held
+    held.end()
+
+
+def test_a_commit_in_the_wal_that_is_not_visible_yet_is_waited_for(
+    replicator: Replicator,
+    database: str,
+    held_commit: _HeldCommit,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # It is the only transaction there is: nothing with a higher number has ended before it.
+    monkeypatch.setattr(module, "_pause", held_commit.end)
+    verdict = verify(database, replicator.file)
+    assert verdict.differences == ()
+    assert verdict.compared >= 51
+
+
+def test_a_commit_that_is_not_visible_for_long_is_no_difference_unless_it_stays(
+    replicator: Replicator,
+    database: str,
+    held_commit: _HeldCommit,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_COMMIT_S", 0.0)
+    found = verify(database, replicator.file).differences
+    assert [(one.kind, one.key) for one in found] == [("extra", (("id", 99),))]
+
+    def marking(url: str, mark: Callable[[str], Lsn] = module._mark) -> Lsn:
+        held_commit.end()  # after the first round's snapshot
+        return mark(url)
+
+    monkeypatch.setattr(module, "_mark", marking)
+    assert verify(database, replicator.file).differences == ()
 
 
 def test_another_schema_is_a_difference(
