@@ -261,7 +261,7 @@ class ChangeStream:
         if self._group_since is None and not self._applier.in_transaction:
             self._reports.applied()
         now = self._now()
-        self._housekeeping(now)
+        self._housekeeping(now, idle=True)
         timeout_s = self._limits.check_interval_s
         if self._backfiller.active or self._backfiller.holds:
             timeout_s = self._limits.backfill_poll_s
@@ -275,10 +275,10 @@ class ChangeStream:
         else:
             self._check_liveness()
 
-    def _housekeeping(self, now: float) -> None:
-        """What has to happen now and then, whether or not the stream is quiet."""
+    def _housekeeping(self, now: float, *, idle: bool = False) -> None:
+        """What has to happen now and then; ``idle`` if no frame is at hand."""
         limits = self._limits
-        while self._backfill() and not self._connection.wait(0):
+        while self._backfill() and idle and not self._connection.wait(0):
             pass  # one chunk after the other, until the stream has something
         self._store.check()
         self._hand_over(now)

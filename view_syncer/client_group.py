@@ -42,6 +42,7 @@ from view_syncer.group_view import GroupView
 from view_syncer.ivm.encode import ClientTables
 from view_syncer.poke import PokeBody
 from view_syncer.queries import QuerySource
+from view_syncer.replica_wait import ReplicaWait
 from view_syncer.schema_check import ClientSchemas
 from view_syncer.schema_gate import require_schema
 from zerocache.errors import ClientFacingError, QueryError
@@ -53,8 +54,6 @@ from zerocache.protocol.versions import ViewVersion, Watermark
 
 log = structlog.get_logger(__name__)
 
-REPLICA_WAIT_S = 10.0
-"""How long a client whose cookie is newer than the replica waits for it to catch up."""
 EXPIRY_SLACK_MS = 50.0
 
 
@@ -66,6 +65,7 @@ class Services:
     store: RecordStore
     facts: FactKeeper
     queries: QuerySource
+    replica: ReplicaWait
     schemas: ClientSchemas
     internal_schemas: frozenset[str]
     limits: ClientLimits
@@ -114,8 +114,10 @@ class ClientGroup:
 
     async def connect(self, client: Client, message: InitConnection) -> None:
         """First message of a connection (§4.2): configuration, then its queries, then a poke."""
-        # Not under the lock: a stranger must not be able to hold up the group.
+        # Not under the lock: neither a stranger nor a slow replica must hold up the group.
         await self._services.queries.validate(client.context)
+        if client.base is not None and self._may_reach(client.base):
+            await self._services.replica.wait(client.base)
         async with self._task():
             if not self._audience.has(client):
                 return  # replaced while it waited
@@ -369,18 +371,8 @@ class ClientGroup:
                 "new one.",
             )
         self._audience.restart(record.version)
-        replica = self._services.engine.state
-        self._keeper.note_read(replica.version)
-        known = record.replica_version
-        newer = known is not None and known > replica.replica_version
-        if newer or not await self._services.queries.wait_for_version(
-            record.version.state, REPLICA_WAIT_S
-        ):
-            raise ClientFacingError(
-                "ClientNotFound",
-                f"The client group is at {record.version.cookie()}, a state this server's replica "
-                "does not have.",
-            )
+        self._keeper.note_read(self._services.engine.state.version)
+        await self._services.replica.reach(record.version, record.replica_version)
         schema = record.client_schema
         tables = self._services.schemas.tables(schema) if schema else None
         self._view.start(tables, new=not record.exists)
@@ -401,33 +393,35 @@ class ClientGroup:
         if not (own or fresh) and base > self._record.version:
             # Perhaps its server knows of changes that this object does not.
             await self._keeper.verify()
-        await self._reach_cookie(base, own=own)
+        if self._record.is_of_lost_history(base):
+            raise self._services.replica.unknown(base)
+        self._reach_cookie(base)
         if not self._record.was_known_at(base):
             await self._view.start_over_from(base)
 
-    async def _reach_cookie(self, base: ViewVersion, *, own: bool) -> None:
+    def _may_reach(self, base: ViewVersion) -> bool:
+        """Whether there may be such a cookie that is newer than all that is known here."""
+        seen = not self._view.cold and base.issuer == self._services.facts.author
+        return not seen and base == ViewVersion.of_issuer(base.issuer, base.state)
+
+    def _reach_cookie(self, base: ViewVersion) -> None:
         """Be at ``base`` at least."""
         version = self._audience.version
         if base <= version:
             return
-        seen = not self._view.cold and own
-        if seen or base != ViewVersion.of_issuer(base.issuer, base.state):
+        if not self._may_reach(base):
             raise ClientFacingError(
                 "InvalidConnectionRequestBaseCookie",
                 f"Cookie {base.cookie()} is ahead of the server's {version.cookie()}.",
             )
-        if not await self._services.queries.wait_for_version(base.state, REPLICA_WAIT_S):
-            raise ClientFacingError(
-                "ClientNotFound",
-                f"Cookie {base.cookie()} is of a state this server's replica never had.",
-            )
-        if base > self._audience.version:
-            self._audience.restart(base)
+        self._services.replica.require(base, self._record.replica_version)
+        self._audience.restart(base)
 
     async def _check_schema(self, schema: ClientSchema) -> None:
         services = self._services
-        replica_version = await require_schema(services.engine, schema, services.internal_schemas)
-        self._record.replica_version = replica_version
+        generation = await require_schema(services.engine, schema, services.internal_schemas)
+        if self._record.replica_version is None:
+            self._record.enter_generation(generation)
 
     async def _configure(self, client: Client, message: InitConnection) -> None:
         record, now_ms, change = self._record, self.ttl_now_ms(), ConfigChange()

@@ -120,7 +120,7 @@ class FactKeeper:
                 await self.flush(final=True)
         except TimeoutError:
             # It may have ended between taking moves and writing them.
-            self._fall_silent("the store did not take the last ones in time")
+            self.give_up("the store did not take the last ones in time")
 
     # -- writing ---------------------------------------------------------------------------------
 
@@ -146,13 +146,13 @@ class FactKeeper:
                     self._forgotten.clear()
                 await self._store.write_facts(self.author + 1, taken.version, writes)
             except AuthorForgotten as error:
-                self._fall_silent(str(error))
+                self.give_up(str(error))
             except StoreUnavailable as error:
                 self._moved.set()
                 log.warning("facts_not_written", reason=str(error))
                 kept = itertools.chain.from_iterable(self._unwritten.values())
                 if sum(map(_moved_rows, kept)) > MAX_UNWRITTEN_MOVES:
-                    self._fall_silent("the store was away for too long")
+                    self.give_up("the store was away for too long")
             else:
                 self._unwritten.clear()
                 self._unwritten_members.clear()
@@ -188,7 +188,7 @@ class FactKeeper:
                     unit, checkpoint, drop_before=members.since
                 )
 
-    def _fall_silent(self, reason: str) -> None:
+    def give_up(self, reason: str) -> None:
         """Never write again: there would be a hole. Who returns starts over instead."""
         log.error("facts_given_up", reason=reason)
         self._silent = True

@@ -11,9 +11,10 @@ never a part.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from typing import TypeVar
 
 from view_syncer.advances import AdvanceQueue, GroupAdvance, Superseded
 from view_syncer.audience import Audience, Client
@@ -40,6 +41,8 @@ from view_syncer.query_failures import report_failed, report_rejected
 from zerocache.errors import QueryError
 from zerocache.protocol.versions import NO_STATE, ViewVersion, Watermark
 from zerocache.zql.ast import Query
+
+T = TypeVar("T")
 
 
 class GroupView:
@@ -267,7 +270,8 @@ class GroupView:
         async with AsyncExitStack() as stack:
             if switch is not None:
                 stack.enter_context(self._advances.held())
-            prepared = await self._advances.of_engine(stack.enter_async_context(preparing), epoch)
+            entering = stack.enter_async_context(preparing)
+            prepared = await self._or_care(self._advances.of_engine(entering, epoch))
             if wanted.permissions != self._queries.permissions_number:
                 if prepared.result is None:
                     return False
@@ -294,10 +298,10 @@ class GroupView:
         result = prepared.result
         if result is None:
             internal = self._internal()
-            result = await self._advances.of_engine(
-                self._engine.reconcile(self._owner, self.tables, add, remove, internal, prepared),
-                epoch,
+            answer = self._engine.reconcile(
+                self._owner, self.tables, add, remove, internal, prepared
             )
+            result = await self._or_care(self._advances.of_engine(answer, epoch))
         missed = self._take_barred(wanted, result.version, epoch)
         self._internal_running = True
         for query in remove:
@@ -307,6 +311,8 @@ class GroupView:
         for query in result.added:
             self._running[query] = wanted.queries[query][0]
         change = ConfigChange()
+        # What the engine tells is of this generation: with another the answer would be void.
+        change.meta = self._record.enter_generation(self._engine.state.replica_version)
         # Also those that did not run yet, when this object is new and the record is not.
         stopped = [h for h, q in self._record.queries.items() if q.got and h not in self._running]
         version = self._next_version(result.version)
@@ -387,14 +393,15 @@ class GroupView:
         for client in clients:
             base = client.base
             if base not in bodies:
-                bodies[base] = await self._body_or_care(base, epoch)
+                bodies[base] = await self._or_care(self._body_from(base, epoch))
             if client.admitted and self._audience.has(client):
                 self._audience.send(client, bodies[base])
 
-    async def _body_or_care(self, base: ViewVersion | None, epoch: int) -> PokeBody:
-        """Rows that cannot be sent are the failure of those queries that have them."""
+    async def _or_care(self, step: Awaitable[T]) -> T:
+        """Rows that cannot be sent are the failure of those queries that have them. Once all have
+        begun carefully it is not theirs: what fails then is what every view of the group needs."""
         try:
-            return await self._body_from(base, epoch)
+            return await step
         except QueryError:
             if self._careful:
                 raise

@@ -26,7 +26,10 @@ _OF_WORKERS = {
     "clientsBehind": "sync.clients_behind",
     "clientsWaiting": "sync.clients_waiting",
 }
-_COUNTED_BY_WORKERS = {"messagesRefused": "sync.messages_refused"}
+_COUNTED_BY_WORKERS = {
+    "messagesRefused": "sync.messages_refused",
+    "clientsAheadOfReplica": "sync.clients_ahead_of_replica",
+}
 
 
 def node_series(

@@ -36,15 +36,16 @@ from view_syncer.maintenance import Intervals, Maintenance
 from view_syncer.mutations import GroupPushes, Writes
 from view_syncer.poke import PokeBody
 from view_syncer.queries import QuerySource
+from view_syncer.replica_wait import ReplicaWait
 from view_syncer.schema_check import ClientSchemas
 from view_syncer.transform import QueryTransformer
 from view_syncer.websocket import WebSocket
 from zerocache.config import Config
 from zerocache.control import HandOff
-from zerocache.errors import ClientFacingError
+from zerocache.errors import ClientFacingError, ReplicaError
 from zerocache.protocol.handshake import ConnectParams
 from zerocache.protocol.messages import AckMutationResponses, Inspect, Push, UpdateAuth
-from zerocache.protocol.versions import ViewVersion
+from zerocache.protocol.versions import ViewVersion, Watermark
 from zerocache.replica import index_requests
 from zerocache.replica.index_requests import IndexRequester
 from zerocache.replica.notifier import watch_versions
@@ -132,11 +133,13 @@ class Worker:
         await self._facts.open()
         self._writes = Writes.make(config, self._engine, self._queries)
         self._inspector = Inspector(config, self._engine, self._queries)
+        self._replica = ReplicaWait(self._engine, self._queries)
         self._services = Services(
             engine=self._engine,
             store=self._store,
             facts=self._facts,
             queries=self._queries,
+            replica=self._replica,
             schemas=ClientSchemas(),
             internal_schemas=frozenset({config.app_schema, config.shard_schema}),
             limits=config,
@@ -214,6 +217,7 @@ class Worker:
             "draining": self._draining,
             "version": self._queries.version,
             "messagesRefused": self.limits.refused,
+            "clientsAheadOfReplica": self._replica.sent_away,
             "maxResidentKilobytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
         }
 
@@ -370,14 +374,10 @@ class Worker:
             self._engine.examine_plans()
 
     def _on_advance(self, advance: WorkerAdvance) -> None:
-        self._queries.set_version(advance.version)
         if advance.reset:
-            # Before any task gets an answer of the engine that no longer knows the groups.
-            self._queries.forget_permissions()
-            for group in self._all_groups():
-                group.invalidate()
-            self._spawn(self._rebuild())
+            self._on_reset(advance.version)
             return
+        self._queries.set_version(advance.version)
         self._facts.advanced()
         shared: dict[tuple[int, ...], PokeBody] = {}
         version = self._facts.version(advance.version)
@@ -394,6 +394,25 @@ class Worker:
                 except Exception as error:
                     # Its clients start over; the other groups must not miss this advance.
                     reader.abandon(error)
+
+    def _on_reset(self, version: Watermark) -> None:
+        # Before any task gets an answer of the engine that no longer knows the groups.
+        self._queries.forget_permissions()
+        for group in self._all_groups():
+            group.invalidate()
+        before = self._queries.version
+        if version >= before:
+            self._queries.set_version(version)
+            self._spawn(self._rebuild())
+            return
+        # Cookies and facts of this life are ahead of the replica, and would be taken for those of
+        # what comes. Without permissions nobody is served any more.
+        reason = (
+            f"the replica went back from {before} to {version}: a copy of a restored upstream or "
+            "an older backup took its place; the worker starts over"
+        )
+        self._facts.give_up(reason)
+        self._on_fatal(ReplicaError(reason))
 
     async def _sync_with_engine(self) -> None:
         self._queries.set_version(self._engine.state.version)

@@ -11,6 +11,7 @@ from tests.replica.tables import TASK, TASK_INDEXES, column, index
 from zerocache.replica.layout import TableFacts
 from zerocache.replica.published import PublishedSchema, PublishedTable
 from zerocache.replica.schema_change import (
+    AddColumn,
     AlterTable,
     Change,
     CreateTable,
@@ -18,6 +19,7 @@ from zerocache.replica.schema_change import (
     EventContext,
     EventInfo,
     SchemaEvent,
+    disturbs,
     plan_changes,
     renames,
 )
@@ -166,3 +168,74 @@ def test_renames_never_meet() -> None:
         names.remove(old)
         names.add(new)
     assert names == {"a", "b", "c"}
+
+
+def _other(value: Any) -> Any:
+    """Some value of the same kind that is not ``value``."""
+    match value:
+        case bool():
+            return not value
+        case int():
+            return value + 1
+        case dict():
+            return {**value, "q": None}
+        case tuple():
+            return value[:-1] if value else (1,)
+    return f"{value}x"
+
+
+def _variants(struct: msgspec.Struct) -> list[tuple[str, Any]]:
+    """``struct`` with one field changed, for each of its fields."""
+    return [
+        (name, msgspec.structs.replace(struct, **{name: _other(getattr(struct, name))}))
+        for name in struct.__struct_fields__
+    ]
+
+
+def _disturbs(table: PublishedTable, *indexes: Any) -> bool:
+    """Whether it does that the facts changed, and nothing else is known of it."""
+    now = TableFacts(table=table, indexes=indexes or TASK_INDEXES)
+    return disturbs(AlterTable(FACTS, now), FACTS)
+
+
+def test_rows_that_are_being_read_are_disturbed_by_every_fact_but_these() -> None:
+    tables = [name for name, table in _variants(TASK) if name != "oid" and not _disturbs(table)]
+    columns = [
+        name for name, changed in _variants(TASK.columns[2]) if not _disturbs(_with(changed))
+    ]
+    enforced = [
+        name
+        for name, changed in _variants(TASK_INDEXES[1])
+        if not _disturbs(TASK, TASK_INDEXES[0], changed, TASK_INDEXES[2])
+    ]
+    assert (tables, columns, enforced) == (["attributes"], ["written"], [])
+
+
+def test_indexes_that_upstream_does_not_enforce_disturb_nothing() -> None:
+    assert not _disturbs(TASK, *TASK_INDEXES[:2])
+    assert not _disturbs(TASK, *TASK_INDEXES, index(TASK, "rank"))
+    assert _disturbs(TASK, *TASK_INDEXES, index(TASK, "rank", unique=True))
+    assert _disturbs(TASK, *TASK_INDEXES, index(TASK, "rank", is_replica_identity=True))
+
+
+@pytest.mark.parametrize(
+    "done",
+    [
+        {"refresh": True},
+        {"stale": (4,)},
+        {"dropped": ("gone",)},
+        {"renamed": (("a", "b"),)},
+        {"added": (AddColumn(column("stars", 9)),)},
+    ],
+)
+def test_whatever_is_done_to_a_table_disturbs_its_reading_alone(done: dict[str, Any]) -> None:
+    change = AlterTable(FACTS, FACTS, **done)
+    elsewhere = TableFacts(table=msgspec.structs.replace(TASK, oid=2, name="b"), indexes=())
+    assert disturbs(change, FACTS)
+    assert not disturbs(change, elsewhere)
+
+
+def test_dropping_a_table_disturbs_its_reading_alone() -> None:
+    assert disturbs(DropTable("task"), FACTS)
+    assert not disturbs(DropTable("other"), FACTS)
+    assert not disturbs(CreateTable(FACTS, backfill=True), FACTS)

@@ -111,6 +111,33 @@ class ScriptedConnection:
         self.sent.append(lsn)
 
 
+class BufferedConnection(ScriptedConnection):
+    """What is read from the socket is many frames at once, and more than one ask can take."""
+
+    def read_socket(self) -> None:
+        if self.script and self.script[0] is None:
+            self.script.popleft()
+
+    def wait(self, timeout_s: float) -> bool:
+        return bool(timeout_s)
+
+
+class EndlessBackfill:
+    """Has another chunk whenever it is asked."""
+
+    active = active_or_due = True
+    holds = False
+
+    def __init__(self) -> None:
+        self.chunks = 0
+
+    def step(self) -> bool:
+        self.chunks += 1
+        if self.chunks > 100:
+            raise _Ended
+        return True
+
+
 @dataclass(frozen=True)
 class Replica:
     path: Path
@@ -320,3 +347,29 @@ def test_transactions_the_replica_has_are_skipped(replica: Replica) -> None:
     _, published = _run(replica, *_transaction(0x20), *_transaction(0x30), None, None)
     assert published == [watermark_from_lsn(0x30)]
     assert replica.writer.state.log_pos == 2
+
+
+def test_rows_read_again_let_those_pass_that_have_arrived(replica: Replica) -> None:
+    frames = [frame for lsn in range(0x20, 0x30) for frame in _transaction(lsn)]
+    connection = BufferedConnection([None, _xlog(_RELATION), *frames, None])
+    backfill = EndlessBackfill()
+    # What was published after how many chunks.
+    published: list[tuple[Watermark, int]] = []
+    stream = ChangeStream(
+        connection,  # type: ignore[arg-type]
+        replica.writer,
+        _applier(replica.writer),
+        SlotPosition(replica.path),
+        lambda version: published.append((version, backfill.chunks)),
+        lambda: None,
+        StreamLimits(group_changes=1),
+        backfill,  # type: ignore[arg-type]
+        _log(ScriptedStore()),
+        LagReports(_SHARD, Metrics()),
+        monotonic=lambda: connection.now,
+    )
+    with pytest.raises(_Ended):
+        stream.run()
+    first = dict(reversed(published))
+    # One before the first frame is looked at, and one after each transaction.
+    assert [first.get(watermark_from_lsn(lsn)) for lsn in range(0x20, 0x30)] == [*range(1, 17)]

@@ -152,15 +152,29 @@ class Replica:
         self.path = directory / "replica.db"
         self.socket_path = directory / "version-ready.sock"
         self.app_id = app_id
-        config = ReplicaConfig(
-            replica_version="01", publications=("p",), app_id=app_id, shard_num=0
-        )
-        with BulkLoader(self.path, config, published(app_id)) as loader:
-            loader.insert_rows("task", [task_values(**row) for row in tasks])
-            loader.insert_rows(f"{app_id}.permissions", [(1, json.dumps(PERMISSIONS), "h0")])
-            loader.finish()
+        self._build(self.path, "01", tasks)
         self.writer = ReplicaWriter(self.path)
         self.notifier = VersionNotifier(self.socket_path)
+
+    def _build(self, path: Path, generation: str, tasks: Iterable[Row]) -> None:
+        config = ReplicaConfig(
+            replica_version=generation, publications=("p",), app_id=self.app_id, shard_num=0
+        )
+        with BulkLoader(path, config, published(self.app_id)) as loader:
+            loader.insert_rows("task", [task_values(**row) for row in tasks])
+            loader.insert_rows(f"{self.app_id}.permissions", [(1, json.dumps(PERMISSIONS), "h0")])
+            loader.finish()
+
+    def resync(self, generation: str, tasks: Iterable[Row]) -> None:
+        """Put a new copy of upstream, made at that version, in the place of this one."""
+        copy = self.path.with_name(f"copy-{generation}.db")
+        self._build(copy, generation, tasks)
+        self.writer.close()
+        for suffix in ("-wal", "-shm"):
+            self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
+        copy.rename(self.path)
+        self.writer = ReplicaWriter(self.path)
+        self.notifier.publish(self.version)
 
     @property
     def version(self) -> str:

@@ -255,9 +255,10 @@ async def _replication() -> dict[str, Any]:
 
 
 async def _workers() -> dict[str, Any]:
+    counted = {"messagesRefused": 2, "clientsAheadOfReplica": 4}
     return {
         "total": {"connections": 3},
-        "sync-worker-0": {"pid": 1, "connections": 3, "messagesRefused": 2, "version": "1a"},
+        "sync-worker-0": {"pid": 1, "connections": 3, "version": "1a", **counted},
         "sync-worker-1": {"pid": 2, "state": "no answer"},
     }
 
@@ -276,6 +277,8 @@ async def test_metrics_of_all_processes_are_shown_to_prometheus() -> None:
             'zero_server_up{worker="replication"} 1',
             'zero_server_up{worker="sync-worker-0"} 1',
             'zero_server_up{worker="sync-worker-1"} 0',
+            "# TYPE zero_sync_clients_ahead_of_replica counter",
+            'zero_sync_clients_ahead_of_replica{worker="sync-worker-0"} 4',
             "# TYPE zero_sync_messages_refused counter",
             'zero_sync_messages_refused{worker="sync-worker-0"} 2',
             "# TYPE zero_sync_websocket_open_connections gauge",

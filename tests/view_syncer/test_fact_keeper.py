@@ -109,7 +109,7 @@ async def test_silent_keeper_does_not_hoard(replica: Replica, server: Server) ->
     client = await server.connected(ALL_TASKS)
     await written_down(server)
     facts: FactKeeper = server.worker._facts
-    facts._fall_silent("for a test")
+    facts.give_up("for a test")
     await client.wait_cookie(replica.write(delete_task("a")))
     await facts.flush()
     assert (await server.worker._engine.take_moves()).moves == {}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -15,14 +17,18 @@ from tests.view_syncer.server import (
     ALL_TASKS,
     Replica,
     Server,
+    copied,
     edit_task,
     put_task,
     server_config,
+    serving,
     until,
 )
 from tests.view_syncer.test_client_group import Gate, failure, refused
+from view_syncer import replica_wait
 from view_syncer import worker as module
 from view_syncer.cvr.store import ConcurrentModification, StoreUnavailable
+from zerocache.config import Config
 
 
 async def test_groups_with_the_same_query_share_one_pipeline(server: Server) -> None:
@@ -154,6 +160,74 @@ async def test_replica_that_changes_its_schema_is_followed(server: Server) -> No
     for client in clients:
         await client.wait_cookie(newest)
         assert client.titles == {"a": "A2", "b": "B", "c": "C"}
+
+
+@asynccontextmanager
+async def doomed(
+    replica: Replica, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Server]:
+    """A server whose worker will fail, with clients that wait for it in vain."""
+    monkeypatch.setattr(module, "CLOSE_WAIT_S", 0.1)
+    server = Server(replica, config)
+    await server.start()
+    try:
+        yield server
+    finally:
+        await server.stop()
+
+
+async def test_version_that_goes_back_ends_the_worker_and_its_clients_start_over(
+    database: str, app_id: str, replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Upstream was restored to the past. To go on would be to poke cookies that go back, and to
+    keep records and facts that are ahead of the replica."""
+    config = server_config(database, app_id, replica.path)
+    async with doomed(replica, config, monkeypatch) as server:
+        client = await server.connected(ALL_TASKS)
+        replica.write(edit_task("b", title="lost"))
+        for number in range(4):
+            await client.wait_cookie(replica.write(edit_task("a", title=f"A{number}")))
+        pokes = client.session.poke_count
+        state = copied(client.state)
+        replica.resync("03", [{"id": "a", "title": "A"}, {"id": "b", "title": "B"}])
+        await until(lambda: bool(server.fatal))
+        assert "from 06 to 03" in str(server.fatal[0])
+        # What still runs until the process is gone serves nobody.
+        late = server.client(ALL_TASKS, group="late")
+        await late.connect()
+        replica.write(edit_task("a", title="A9"))
+        await until(lambda: server.worker._engine.state.version == "04")
+        assert (client.session.poke_count, late.session.poke_count) == (pokes, 0)
+    async with serving(replica, config) as restarted:
+        error = await refused(restarted.client(client_id=client.client_id, state=state))
+        assert error.kind == "ClientNotFound"
+        fresh = await restarted.connected(ALL_TASKS, group="fresh")
+        assert fresh.titles == {"a": "A9", "b": "B"}
+
+
+async def test_older_backup_of_the_same_copy_ends_the_worker_and_is_waited_for(
+    database: str, app_id: str, replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replica_wait, "REPLICA_WAIT_S", 0.05)
+    lost = [edit_task("b", title="B2"), put_task("d", title="D")]
+    backup = [{"id": "a", "title": "A"}, {"id": "b", "title": "B"}, {"id": "c", "title": "C"}]
+    config = server_config(database, app_id, replica.path)
+    async with doomed(replica, config, monkeypatch) as server:
+        client = await server.connected(ALL_TASKS)
+        await client.wait_cookie(replica.write(*lost))
+        state = copied(client.state)
+        replica.resync("01", backup)
+        await until(lambda: bool(server.fatal))
+    async with serving(replica, config) as restarted:
+        error = await refused(restarted.client(client_id=client.client_id, state=copied(state)))
+        assert error.kind == "ServerOverloaded"
+        replica.write(*lost)
+        version = replica.write(edit_task("a", title="A2"))
+        again = restarted.client(client_id=client.client_id, state=copied(state))
+        await again.connect()
+        await again.wait_for(lambda: again.titles["a"] == "A2")
+        assert again.titles == {"a": "A2", "b": "B2", "c": "C", "d": "D"}
+        assert str(again.state.cookie).startswith(version)
 
 
 async def test_stopping_sends_every_client_elsewhere(

@@ -19,7 +19,14 @@ import msgspec
 
 from zerocache.protocol.client_schema import ClientSchema
 from zerocache.protocol.messages import ClearQueries, DeleteQuery, PutQuery, QueryOp
-from zerocache.protocol.versions import NEVER, NO_STATE, NOBODY, ViewVersion, Watermark
+from zerocache.protocol.versions import (
+    MAX_CONFIG,
+    NEVER,
+    NO_STATE,
+    NOBODY,
+    ViewVersion,
+    Watermark,
+)
 
 DEFAULT_TTL_MS = 300_000.0
 MAX_TTL_MS = 600_000.0
@@ -113,8 +120,9 @@ class GroupRecord:
     group's version further without writing here (the replica proves them).
 
     Clients below ``provable_from`` cannot be caught up by differences. ``takeovers``: from which
-    version on who wrote it, each entry another author than the one before. A ``deleted`` record
-    was purged: its clients start over.
+    version on who wrote it, each entry another author than the one before; ``NOBODY`` from where a
+    new copy of upstream (``replica_version``) begins until somebody writes with it. A ``deleted``
+    record was purged: its clients start over.
     """
 
     group_id: str
@@ -141,6 +149,23 @@ class GroupRecord:
             version = max(version, read_at)
         self.takeovers = [*self.takeovers, (version, author)][-MAX_TAKEOVERS:]
 
+    def enter_generation(self, replica_version: Watermark) -> bool:
+        """The group is served from this copy of upstream from now on; whether that is news. To be
+        saved with a version of that copy."""
+        if self.replica_version == replica_version:
+            return False
+        if self.replica_version is not None:
+            begins = ViewVersion(replica_version, MAX_CONFIG)
+            self.takeovers = [*self.takeovers, (begins, NOBODY)][-MAX_TAKEOVERS:]
+        self.replica_version = replica_version
+        return True
+
+    def is_of_lost_history(self, cookie: ViewVersion) -> bool:
+        """Whether ``cookie`` is newer than the copy of upstream and was issued before the group was
+        served from it: upstream was restored to the past, and the versions of what it lost were
+        given out a second time."""
+        return self._author_at(cookie) == NOBODY
+
     def was_known_at(self, cookie: ViewVersion) -> bool:
         """Whether the server that issued ``cookie`` knew what the record said of that version.
         Servers do not look at the record for changes of data; one that goes on issuing cookies
@@ -148,8 +173,11 @@ class GroupRecord:
         if cookie.state == NO_STATE or cookie.issuer == NOBODY:
             # Without rows; or a version of the record itself.
             return True
-        authors = [author for version, author in self.takeovers if version <= cookie]
-        return bool(authors) and authors[-1] == cookie.issuer
+        return self._author_at(cookie) == cookie.issuer
+
+    def _author_at(self, version: ViewVersion) -> int | None:
+        authors = [author for first, author in self.takeovers if first <= version]
+        return authors[-1] if authors else None
 
     def add_client(self, client: ClientId, change: ConfigChange) -> None:
         if client not in self.clients:

@@ -41,7 +41,7 @@ class RowWatch:
         self._flags = bytearray()
         # Keys of rows that were deleted, or left for another key, and the version of that.
         self.deleted: dict[Key, str] = {}
-        # Set by a truncation and by schema changes: the pass must start over.
+        # Set by a truncation and by schema changes that disturb: the pass must start over.
         self.cancelled = False
 
     def next_pass(self) -> None:
@@ -82,7 +82,7 @@ class TableRefresh:
     at the end.
 
     * :meth:`begin`, :meth:`apply` and :meth:`finish` run inside an open transaction of the writer;
-    * the facts never change: after a schema change a new object is needed.
+    * the facts never change: after a schema change that disturbs it a new object is needed.
     """
 
     def __init__(

@@ -45,16 +45,12 @@ from zerocache.replica.types import SQLiteValue
 Shape: TypeAlias = tuple[object, ...]
 
 
-def apply_changes(
-    connection: apsw.Connection, log: ChangeLog, changes: Sequence[Change]
-) -> frozenset[int]:
-    """Carry out ``changes``; the oids of the tables concerned."""
+def apply_changes(connection: apsw.Connection, log: ChangeLog, changes: Sequence[Change]) -> None:
     before = shapes(connection)
     drops = [change for change in changes if isinstance(change, DropTable)]
     alterations = [change for change in changes if isinstance(change, AlterTable)]
     creations = [change for change in changes if isinstance(change, CreateTable)]
     known = load_tables(connection)
-    oids = {known[drop.table].table.oid for drop in drops}
     for drop in drops:
         _drop_table(connection, known[drop.table])
     _rename_tables(connection, alterations)
@@ -67,7 +63,6 @@ def apply_changes(
     changed = [change.new for change in alterations] + [change.facts for change in creations]
     build_indexes(connection, changed)
     announce(connection, log, before)
-    return frozenset(oids | {facts.table.oid for facts in changed})
 
 
 def announce(connection: apsw.Connection, log: ChangeLog, before: Mapping[str, Shape]) -> None:

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import msgspec
+from msgspec import structs
 
 from zerocache.replica.layout import TableFacts, facts_of, identity_key
 from zerocache.replica.published import PublishedColumn, PublishedSchema, PublishedTable
@@ -304,6 +305,31 @@ def _passed_unseen(old: TableFacts, new: TableFacts) -> bool:
         return True
     unique_before = {index.column_names for index in old.indexes if index.enforced}
     return not unique_before <= {index.column_names for index in new.indexes if index.enforced}
+
+
+def disturbs(change: Change, reading: TableFacts) -> bool:
+    """Whether rows of the table ``reading`` that are read meanwhile may be wrong afterwards, or be
+    matched wrongly. Of what may be told of a table later than it happened, or again, only what
+    cannot do that is let pass: GRANT, for one, or an index that upstream does not enforce.
+    """
+    if isinstance(change, DropTable):
+        return change.table == reading.table.wire_name
+    if isinstance(change, CreateTable) or change.old.table.oid != reading.table.oid:
+        return False
+    return bool(
+        change.refresh
+        or change.hidden
+        or change.added
+        or change.dropped
+        or change.renamed
+        or _as_read(change.new) != _as_read(reading)
+    )
+
+
+def _as_read(facts: TableFacts) -> tuple[object, ...]:
+    columns = tuple(structs.replace(column, written="") for column in facts.table.columns)
+    indexes = [index for index in facts.indexes if index.enforced or index.is_replica_identity]
+    return structs.replace(facts.table, columns=columns, attributes=0), indexes
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,7 @@ from zerocache.replica.reader import ReplicaState, read_state
 from zerocache.replica.refresh import TableRefresh
 from zerocache.replica.relation import RelationWriter
 from zerocache.replica.schema_apply import announce, apply_changes, build_indexes, shapes
-from zerocache.replica.schema_change import AlterTable, Change, CreateTable
+from zerocache.replica.schema_change import AlterTable, Change, CreateTable, disturbs
 from zerocache.replica.sql import quote
 from zerocache.replica.types import UNCHANGED, SQLiteValue, StoredRow
 from zerocache.replica.wal import WalFile
@@ -150,9 +150,10 @@ class ReplicaWriter:
         self._log.open_version()
         self._schema_changed = True
         self._interrupted |= _interrupted(changes)
-        concerned = apply_changes(self._connection, self._log, changes)
-        if self._refresh is not None and self._refresh.facts.table.oid in concerned:
-            self._refresh.watch.cancelled = True
+        apply_changes(self._connection, self._log, changes)
+        refresh = self._refresh
+        if refresh is not None and any(disturbs(change, refresh.facts) for change in changes):
+            refresh.watch.cancelled = True
         self._reload()
 
     @property
@@ -194,9 +195,11 @@ class ReplicaWriter:
         assert refresh is not None
         before = shapes(self._connection)
         self._schema_changed = True
-        forget_pending(self._connection, refresh.facts.table.oid)
-        build_indexes(self._connection, [refresh.facts])
-        self._connection.execute(f"ANALYZE {quote(refresh.facts.table.wire_name)}")
+        # The table as it is now: changes that did not disturb the refresh may have altered it.
+        facts = self.facts(refresh.facts.table.wire_name)
+        forget_pending(self._connection, facts.table.oid)
+        build_indexes(self._connection, [facts])
+        self._connection.execute(f"ANALYZE {quote(facts.table.wire_name)}")
         assume_growth(self._connection)
         announce(self._connection, self._log, before)
         self.stop_refresh()

@@ -17,6 +17,7 @@ from view_syncer.cvr.record import (
     clamp_ttl,
 )
 from zerocache.protocol.messages import ClearQueries, DeleteQuery, PutQuery, QueryOp
+from zerocache.protocol.versions import ViewVersion, Watermark, lexi_encode
 
 
 def put(query: str, ttl: float | None = None) -> PutQuery:
@@ -314,3 +315,37 @@ TestRecordMachine = RecordMachine.TestCase
 @given(st.floats(allow_nan=False))
 def test_clamped_ttl_is_always_in_range(ttl: float) -> None:
     assert 0 <= clamp_ttl(ttl) <= MAX_TTL_MS
+
+
+def at(state: int, issuer: int) -> ViewVersion:
+    return ViewVersion.of_issuer(issuer, Watermark(lexi_encode(state)))
+
+
+def test_cookies_of_a_lost_history_are_told_from_those_of_before_and_after_it() -> None:
+    record = GroupRecord("g")
+    assert record.enter_generation(Watermark("01"))
+    record.note_author(1, at(2, 1))
+    assert not record.enter_generation(Watermark("01"))
+    assert not record.is_of_lost_history(at(9, 1))
+    # Upstream lost what came after 5; the group is served from its copy at 8.
+    assert record.enter_generation(Watermark("05"))
+    record.note_author(2, at(8, 2))
+    assert record.was_known_at(at(3, 1))
+    assert record.was_known_at(at(5, 1))
+    assert [record.is_of_lost_history(at(state, 1)) for state in (3, 5, 6, 7)] == [
+        False, False, True, True,
+    ]  # fmt: skip
+    # From 8 on the numbers alone do not tell, but the author does.
+    assert not record.was_known_at(at(9, 1))
+    assert record.was_known_at(at(8, 2))
+    assert record.was_known_at(at(9, 2))
+
+
+def test_author_that_goes_on_with_a_new_copy_is_known_before_and_after() -> None:
+    record = GroupRecord("g")
+    record.enter_generation(Watermark("01"))
+    record.note_author(1, at(2, 1))
+    record.enter_generation(Watermark("05"))
+    record.note_author(1, at(6, 1), at(4, 1))
+    assert record.was_known_at(at(4, 1))
+    assert record.was_known_at(at(6, 1))
