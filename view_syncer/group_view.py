@@ -11,8 +11,9 @@ never a part.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
+from typing import TypeVar
 
 from view_syncer.advances import AdvanceQueue, GroupAdvance, Superseded
 from view_syncer.audience import Audience, Client
@@ -39,6 +40,8 @@ from view_syncer.query_failures import report_failed, report_rejected
 from zerocache.errors import QueryError
 from zerocache.protocol.versions import NO_STATE, ViewVersion, Watermark
 from zerocache.zql.ast import Query
+
+T = TypeVar("T")
 
 
 class GroupView:
@@ -268,10 +271,8 @@ class GroupView:
     ) -> None:
         assert self.tables is not None
         internal = {} if self._internal_running else self._queries.internal(self._record.group_id)
-        result = await self._advances.of_engine(
-            self._engine.reconcile(self._owner, self.tables, add, remove, internal, prepared),
-            epoch,
-        )
+        answer = self._engine.reconcile(self._owner, self.tables, add, remove, internal, prepared)
+        result = await self._or_care(self._advances.of_engine(answer, epoch))
         missed = self._take_barred(wanted, result.version, epoch)
         self._internal_running = True
         for query in remove:
@@ -363,14 +364,15 @@ class GroupView:
         for client in clients:
             base = client.base
             if base not in bodies:
-                bodies[base] = await self._body_or_care(base, epoch)
+                bodies[base] = await self._or_care(self._body_from(base, epoch))
             if client.admitted and self._audience.has(client):
                 self._audience.send(client, bodies[base])
 
-    async def _body_or_care(self, base: ViewVersion | None, epoch: int) -> PokeBody:
-        """Rows that cannot be sent are the failure of those queries that have them."""
+    async def _or_care(self, step: Awaitable[T]) -> T:
+        """Rows that cannot be sent are the failure of those queries that have them. Once all have
+        begun carefully it is not theirs: what fails then is what every view of the group needs."""
         try:
-            return await self._body_from(base, epoch)
+            return await step
         except QueryError:
             if self._careful:
                 raise

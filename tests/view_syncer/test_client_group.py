@@ -1038,6 +1038,32 @@ async def test_purged_group_is_not_known_any_more(
         assert (await refused(again)).kind == "ClientNotFound"
 
 
+@pytest.mark.parametrize("forgotten", [False, True], ids=["tombstone", "nothing"])
+async def test_group_that_is_purged_between_its_loading_and_its_first_save_is_not_known(
+    server: Server, replica: Replica, monkeypatch: pytest.MonkeyPatch, forgotten: bool
+) -> None:
+    """sync-protocol.md §10 #69: nobody is served from what was read before."""
+    client = await server.connected(ALL_TASKS)
+    await server.stop()
+    replica.write(edit_task("a", title="A2"))
+    async with serving(replica, server.config) as restarted:
+        store = restarted.worker._store
+        with monkeypatch.context() as patch:
+            gate = Gate(patch, store, "save")
+            late = restarted.client(client_id=client.client_id, state=copied(client.state))
+            await late.connect()
+            await gate.reached.wait()
+            assert await store.purge_groups(inactive_since_s=time.time() + 1, limit=10) == 1
+            if forgotten:
+                await store.forget_tombstones(time.time() + 1)
+            gate.open()
+            assert (await failure(late)).kind == "Rehome"
+        assert late.pokes == []
+        again = restarted.client(client_id=client.client_id, state=copied(client.state))
+        assert (await refused(again)).kind == "ClientNotFound"
+        assert not (await store.load("g")).clients
+
+
 async def test_group_goes_on_from_records_in_a_file(
     database: str, app_id: str, replica: Replica, tmp_path: Path
 ) -> None:

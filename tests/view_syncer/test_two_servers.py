@@ -28,6 +28,8 @@ from tests.view_syncer.server import (
     task_where,
 )
 from tests.view_syncer.test_returning import written_down
+from view_syncer.cvr.record import MAX_TAKEOVERS
+from zerocache.protocol.versions import ViewVersion
 
 _RETRIED = {"Rehome", "ServerOverloaded"}
 
@@ -192,3 +194,36 @@ async def test_server_that_was_overtaken_gives_its_group_up_quietly(
     assert server.fatal == []
     server.replica.write(put_tag("t"))
     await there.wait_for(lambda: ("t",) in there.state.table("tag"))
+
+
+async def test_cookies_of_before_more_takeovers_than_are_remembered(
+    server: Server, other: Server
+) -> None:
+    """Of every cookie on the way, also of one that was issued before the first that is known."""
+    queries = [ALL_TASKS]
+    client = await server.connected(*queries)
+    states = []
+    for number in range(MAX_TAKEOVERS + 4):
+        node = (other, server)[number % 2]
+        if number % 6 == 0:
+            version = server.replica.write(
+                edit_task("a", title=str(number)), put_task(f"x{number}")
+            )
+            await client.wait_cookie(version)
+            states.append(copied(client.state))
+            await written_down((server, other)[number % 2])
+        # What one of them writes makes it the author.
+        queries = [ALL_TASKS, task_where(n=number)]
+        client = await moved(node, client, *queries)
+    final = server.replica.write(delete_task("b"), delete_task("x0"))
+    await client.wait_for(lambda: "x0" not in client.titles)
+    record = await server.worker._store.load("g")
+    assert len(record.takeovers) == MAX_TAKEOVERS
+    assert record.takeovers[0][0] > ViewVersion.from_cookie(str(states[0].cookie))
+    for state in states:
+        for node in (server, other):
+            again = node.client(state=copied(state))
+            back = await moved(node, again)
+            await back.wait_for(lambda back=back: back.state.rows == client.state.rows)  # type: ignore[misc]
+            assert back.state.got == client.state.got
+            assert str(back.state.cookie) >= final

@@ -372,7 +372,11 @@ class Engine:
         return rows * IMAGE_ROW_S > REHYDRATE_MARGIN * seconds
 
     def _deltas(self, batch: Batch, new: SnapshotReader, result: Advance) -> dict[Pipeline, Delta]:
-        touches: dict[Pipeline, Touch | None] = dict(self._router.route(batch, new.db))
+        refused: dict[Pipeline, apsw.SQLError] = {}
+        touches: dict[Pipeline, Touch | None] = dict(self._router.route(batch, new.db, refused))
+        for pipeline, error in refused.items():
+            touches.pop(pipeline, None)
+            self._give_up(pipeline, error, result)
         for table in batch.truncated:
             touches.update(dict.fromkeys(self._router.readers(table)))
         deltas: dict[Pipeline, Delta] = {}

@@ -33,6 +33,9 @@ class _LevelRoutes:
     by_value: dict[Partition, set[Pipeline]] = field(default_factory=dict)
     everyone: set[Pipeline] = field(default_factory=set)
 
+    def pipelines(self) -> set[Pipeline]:
+        return self.everyone.union(*self.by_value.values())
+
     def add(self, value: Partition, pipeline: Pipeline) -> None:
         self.by_value.setdefault(value, set()).add(pipeline)
 
@@ -124,15 +127,27 @@ class Router:
             self._watched = {t: tuple(sorted(c)) for t, c in columns.items()}
         return self._watched
 
-    def route(self, batch: Batch, new: apsw.Connection) -> Touched:
-        """The pipelines a batch concerns, with the rows each must look at."""
+    def route(
+        self,
+        batch: Batch,
+        new: apsw.Connection,
+        refused: dict[Pipeline, apsw.SQLError] | None = None,
+    ) -> Touched:
+        """The pipelines a batch concerns, with the rows each must look at. Those for which SQLite
+        does not take the statement that tells are put into ``refused``; without it the error is
+        raised."""
         touched: Touched = {}
         for table, changes in batch.tables.items():
             rowids = changes.rowids()
             for routes in self._by_table.get(table, ()):
                 _route_rows(routes, changes, rowids, touched)
             for routes, climb in self._climbs.get(table, ()):
-                self._route_climb(routes, climb, changes, new, touched)
+                try:
+                    self._route_climb(routes, climb, changes, new, touched)
+                except apsw.SQLError as error:
+                    if refused is None:
+                        raise
+                    refused.update(dict.fromkeys(routes.pipelines(), error))
         return touched
 
     def _route_climb(

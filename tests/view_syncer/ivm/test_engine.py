@@ -42,6 +42,10 @@ def task(name: str, **columns: Any) -> Change:
     return Change("put", "task", {**row, **columns})
 
 
+def note(name: str, task: str) -> Change:
+    return Change("put", "note", {"id": name, "task": task, "author": None, "body": None})
+
+
 def sql(replica: Replica, statement: str) -> None:
     """What the writer does when it must, without waiting for it."""
     db = apsw.Connection(str(replica.path))
@@ -325,3 +329,31 @@ def test_a_query_that_sqlite_refuses_in_an_advance_fails_alone(
     advance = engine.advance()
     assert advance is not None
     assert advance.deltas.keys() == {good.pipeline, again.pipeline}
+
+
+def test_a_query_whose_changes_sqlite_refuses_to_trace_fails_alone(
+    replica: Replica, engine: Engine
+) -> None:
+    """The way from a row inside an EXISTS to the rows it concerns is a statement too."""
+    good = engine.subscribe(q("task"), ALL)
+    query = q("task", ex("note"))
+    bad = engine.subscribe(query, ALL)
+    twin = engine.subscribe(q("task", all_of(c("rank", ">", 0), ex("note"))), ALL)
+    (climb,) = bad.pipeline.plan.levels[0].climbs
+    climb.__dict__["sql"] = "SELECT no_such_function()"
+    replica.commit([task("new", rank=1.0), note("nn", "new")])
+    advance = engine.advance()
+    assert advance is not None
+    assert advance.failed.keys() == {(bad.pipeline, ALL)}
+    assert "no_such_function" in str(advance.failed[bad.pipeline, ALL])
+    assert advance.patches[bad.pipeline] == {}
+    assert len(advance.patches[good.pipeline][ALL].puts) == 1
+    assert len(advance.patches[twin.pipeline][ALL].puts) == 2
+    del climb.__dict__["sql"]
+    again = engine.subscribe(query, ALL)
+    engine.unsubscribe(bad)
+    assert "new" in str(engine.rows(again))
+    replica.commit([task("newer", rank=1.0), note("no", "newer")])
+    advance = engine.advance()
+    assert advance is not None
+    assert advance.deltas.keys() == {good.pipeline, again.pipeline, twin.pipeline}
