@@ -53,6 +53,8 @@ local replication all trust
 host replication all 127.0.0.1/32 trust
 """
 _PR_SET_PDEATHSIG = 1
+# A busy machine may need many seconds for what takes one.
+_PATIENCE_S = 60.0
 
 
 def _die_with_parent() -> None:
@@ -184,7 +186,7 @@ class PostgresCluster:
             )
 
     def _wait_until_ready(self) -> None:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + _PATIENCE_S
         while True:
             try:
                 psycopg.connect(self.url).close()
@@ -206,10 +208,10 @@ class PostgresCluster:
             return
         self.process.send_signal(how)
         try:
-            self.process.wait(20)
+            self.process.wait(_PATIENCE_S)
         except subprocess.TimeoutExpired:
             self.process.send_signal(signal.SIGQUIT)
-            self.process.wait(20)
+            self.process.wait(_PATIENCE_S)
         self.process = None
 
     def kill9(self) -> None:
@@ -217,7 +219,7 @@ class PostgresCluster:
         assert self.process is not None
         if isinstance(self.process, ContainerProcess):
             self.process.send_signal(signal.SIGKILL)  # with it the container ends
-            self.process.wait(20)
+            self.process.wait(_PATIENCE_S)
             self.process = None
             return
         postmaster = psutil.Process(self.process.pid)
@@ -227,8 +229,8 @@ class PostgresCluster:
         for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-        psutil.wait_procs(processes, timeout=20)
-        self.process.wait(20)
+        psutil.wait_procs(processes, timeout=_PATIENCE_S)
+        self.process.wait(_PATIENCE_S)
         self.process = None
 
     def create_database(self) -> str:
@@ -243,7 +245,7 @@ class PostgresCluster:
     def drop_slots(self, database: str) -> None:
         """Drop every slot of ``database``, ending walsenders that still hold one."""
         slots = "SELECT slot_name, active_pid FROM pg_replication_slots WHERE database = %s"
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + _PATIENCE_S
         while rows := self.psql(slots, database):
             for slot, pid in rows:
                 try:

@@ -2,8 +2,9 @@
 
 Owns the deadlines: validating the credentials of each connection again, transforming the named
 queries of each group again, and writing down how far its TTL clock is. Never acts on a connection
-that was not admitted. Invariant: an authentication failure ends only the connection it is about;
-any other failure postpones all of the group's maintenance and ends nothing.
+that was not admitted. Invariants: an authentication failure ends only the connection it is about;
+any other failure postpones all of the group's calls of the application and ends nothing; clocks
+are written down however long the application takes to answer.
 """
 
 from __future__ import annotations
@@ -38,11 +39,12 @@ class Intervals:
 @dataclass(slots=True)
 class _Deadlines:
     """Of one group, in the time of the clock. ``deferred_until_s`` holds back what calls the
-    application; ``touch_s`` does not, so nothing it does depends on the application."""
+    application, ``asking`` is set while that is under way."""
 
     retransform_s: float
     touch_s: float
     deferred_until_s: float = 0.0
+    asking: bool = False
 
 
 class Maintenance:
@@ -66,29 +68,42 @@ class Maintenance:
 
     async def run(self) -> None:
         """Until cancelled."""
-        while True:
-            await asyncio.sleep(CHECK_S)
-            await self.check()
+        async with asyncio.TaskGroup() as asking:
+            while True:
+                await asyncio.sleep(CHECK_S)
+                await self._touch_due()
+                for group, deadlines in self._to_ask():
+                    asking.create_task(self._ask(group, deadlines))
 
     async def check(self) -> None:
         """Do whatever is due."""
+        await self._touch_due()
+        await asyncio.gather(*(self._ask(group, deadlines) for group, deadlines in self._to_ask()))
+
+    async def _touch_due(self) -> None:
         now = self._clock()
         groups = [group for group in self._groups() if group.admitted()]
         self._deadlines = {
             group: self._deadlines.get(group) or self._first(now) for group in groups
         }
-        await asyncio.gather(*(self._maintain(group, now) for group in groups if self._due(group)))
+        due = [group for group in groups if now >= self._deadlines[group].touch_s]
+        for group in due:
+            self._deadlines[group].touch_s = now + self._intervals.touch_s
+        await asyncio.gather(*(group.touch() for group in due))
 
     def _first(self, now: float) -> _Deadlines:
         return _Deadlines(now + self._intervals.retransform_s, now + self._intervals.touch_s)
 
-    def _due(self, group: ClientGroup) -> bool:
-        now, deadlines = self._clock(), self._deadlines[group]
-        if now >= deadlines.touch_s:
-            return True
-        if now < deadlines.deferred_until_s:
-            return False
-        return self._retransform_due(deadlines) or bool(self._to_revalidate(group))
+    def _to_ask(self) -> list[tuple[ClientGroup, _Deadlines]]:
+        """Groups of which something must be asked of the application that is not yet."""
+        now = self._clock()
+        return [
+            (group, deadlines)
+            for group, deadlines in self._deadlines.items()
+            if now >= deadlines.deferred_until_s
+            and not deadlines.asking
+            and (self._retransform_due(deadlines) or self._to_revalidate(group))
+        ]
 
     def _retransform_due(self, deadlines: _Deadlines) -> bool:
         return self._intervals.retransform_s > 0 and self._clock() >= deadlines.retransform_s
@@ -99,30 +114,31 @@ class Maintenance:
             return []
         return [c for c in group.admitted() if c.validated_s + interval <= self._clock()]
 
-    async def _maintain(self, group: ClientGroup, now: float) -> None:
-        deadlines = self._deadlines[group]
-        async with self._parallel:
-            if now >= deadlines.touch_s:
-                deadlines.touch_s = now + self._intervals.touch_s
-                await group.touch()
-            if now < deadlines.deferred_until_s:
-                return
-            try:
-                interval = self._intervals.revalidate_s
-                for client in self._to_revalidate(group):
-                    await self._revalidate(group, client)
-                if self._retransform_due(deadlines):
-                    interval = self._intervals.retransform_s
-                    await self._retransform(group)
-                    deadlines.retransform_s = now + interval
-            except ClientFacingError as error:
-                log.warning(
-                    "maintenance_deferred",
-                    clientGroupID=group.group_id,
-                    errorKind=error.kind,
-                    seconds=interval,
-                )
-                deadlines.deferred_until_s = now + interval
+    async def _ask(self, group: ClientGroup, deadlines: _Deadlines) -> None:
+        deadlines.asking = True
+        try:
+            async with self._parallel:
+                await self._ask_now(group, deadlines, self._clock())
+        finally:
+            deadlines.asking = False
+
+    async def _ask_now(self, group: ClientGroup, deadlines: _Deadlines, now: float) -> None:
+        try:
+            interval = self._intervals.revalidate_s
+            for client in self._to_revalidate(group):
+                await self._revalidate(group, client)
+            if self._retransform_due(deadlines):
+                interval = self._intervals.retransform_s
+                await self._retransform(group)
+                deadlines.retransform_s = now + interval
+        except ClientFacingError as error:
+            log.warning(
+                "maintenance_deferred",
+                clientGroupID=group.group_id,
+                errorKind=error.kind,
+                seconds=interval,
+            )
+            deadlines.deferred_until_s = now + interval
 
     async def _revalidate(self, group: ClientGroup, client: Client) -> None:
         try:

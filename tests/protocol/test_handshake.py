@@ -23,6 +23,14 @@ from zerocache.protocol.handshake import (
 QUERY = "clientID=c1&clientGroupID=g1&ts=123.456&lmid=0"
 
 
+@pytest.mark.parametrize("name", ["clientID", "clientGroupID", "profileID"])
+@pytest.mark.parametrize("value", ["a%00b", "x" * 3000])
+def test_names_that_no_database_stores_are_refused(name: str, value: str) -> None:
+    query = QUERY if name == "profileID" else QUERY.replace(f"{name}=", f"{name}={value}")
+    with pytest.raises(HandshakeRefused, match=name):
+        parse_connect_url(f"/sync/v51/connect?{query}&{name}={value}")
+
+
 @pytest.mark.parametrize("path", ["/sync/v51/connect", "/api/sync/v51/connect"])
 def test_base_is_at_most_one_segment(path: str) -> None:
     assert parse_connect_url(f"{path}?{QUERY}").version == 51

@@ -222,6 +222,10 @@ def test_analyze_query_takes_the_ast_under_both_names(member: str) -> None:
         '["changeDesiredQueries",{"desiredQueriesPatch":[{"op":"update","hash":"h"}]}]',
         '["changeDesiredQueries",{"desiredQueriesPatch":[{"op":"put","hash":"h","ast":{}}]}]',
         '["changeDesiredQueries",{"desiredQueriesPatch":[{"op":"put","hash":"h","args":{}}]}]',
+        '["changeDesiredQueries",{"desiredQueriesPatch":[{"op":"put","hash":"a\\u0000"}]}]',
+        '["changeDesiredQueries",{"desiredQueriesPatch":'
+        '[{"op":"put","hash":"h","name":"a\\u0000","args":[]}]}]',
+        frame("changeDesiredQueries", {"desiredQueriesPatch": [{"op": "put", "hash": "h" * 600}]}),
         '["inspect",{"op":"drop","id":"n"}]',
         '["inspect",{"op":"authenticate","id":"n"}]',
         '["closeConnection",{}]',

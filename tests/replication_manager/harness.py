@@ -31,7 +31,8 @@ from zerocache.replica.published import PublishedTable
 from zerocache.replica.reader import load_schema, open_replica, read_state
 from zerocache.replica.types import column_decoder
 
-TIMEOUT_S = 30.0
+# Far beyond what anything takes: only what never happens costs so much.
+TIMEOUT_S = 120.0
 
 
 def make_config(url: str, app_id: str, directory: Path, **options: Any) -> Config:

@@ -24,7 +24,7 @@ from zerocache.postgres.shard import ShardNames
 from zerocache.protocol.versions import Lsn
 
 PUBLICATIONS = ("_p", "q")
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def shard(app_id: str) -> ShardNames:
 def open_db(database: str, shard: ShardNames) -> Iterator[Callable[..., ChangeDb]]:
     made: list[ChangeDb] = []
 
-    def open_(owner: str = "one", timeout_ms: int = 5_000, url: str = database) -> ChangeDb:
+    def open_(owner: str = "one", timeout_ms: int = 20_000, url: str = database) -> ChangeDb:
         db = ChangeDb(url, shard, owner, timeout_ms)
         db.migrate()
         made.append(db)
@@ -199,7 +199,7 @@ def test_a_successor_does_not_wait_for_an_unfinished_transaction(
         builder.add(payload)
     first.put(builder.take_ready())
     assert first.drain(WAIT_S)
-    second_db = open_db("two", timeout_ms=2_000)
+    second_db = open_db("two", timeout_ms=10_000)
     second_db.claim(None)
     second = start(second_db)
     # The same transaction, under the same watermark.
@@ -319,7 +319,7 @@ def test_a_write_that_takes_too_long_has_failed(
     open_db: Callable[..., ChangeDb],
     start: Callable[..., ChangeStore],
 ) -> None:
-    slow = open_db("one", timeout_ms=200)
+    slow = open_db("one", timeout_ms=1_500)
     slow.claim(None)
     store = start(slow)
     with psycopg.connect(database) as blocker:
@@ -362,7 +362,7 @@ def test_a_server_that_says_nothing_is_given_up(
 def test_a_server_that_ends_is_noticed(shard: ShardNames) -> None:
     cluster = make_cluster()
     try:
-        db = ChangeDb(cluster.url, shard, "one", 5_000)
+        db = ChangeDb(cluster.url, shard, "one", 20_000)
         db.migrate()
         db.claim(None)
         db.reset("1aa", PUBLICATIONS, Lsn(10))

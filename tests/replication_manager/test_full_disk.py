@@ -13,7 +13,7 @@ from replication_manager.verify import verify
 from tests.conftest import PostgresCluster
 from tests.replication_manager import filling_disk
 from tests.replication_manager.conftest import RunSql
-from tests.replication_manager.harness import Replicator
+from tests.replication_manager.harness import TIMEOUT_S, Replicator
 from zerocache.control import EXIT_CONFIGURATION
 
 _TABLE = "CREATE TABLE big (id int PRIMARY KEY, t text)"
@@ -97,4 +97,4 @@ def test_a_path_that_never_could_be_written_is_refused(
     replicator.start(wait=False)
     assert "ZERO_REPLICA_FILE" in replicator.next_message("fatal")["message"]
     assert replicator.process is not None
-    assert replicator.process.wait(30) == EXIT_CONFIGURATION
+    assert replicator.process.wait(TIMEOUT_S) == EXIT_CONFIGURATION

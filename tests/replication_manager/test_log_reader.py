@@ -29,7 +29,7 @@ from zerocache.protocol.versions import Lsn, lsn_from_watermark
 from zerocache.replica.writer import ReplicaWriter
 
 __all__ = ("db", "open_db", "shard")  # fixtures
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 
 def store(db: ChangeDb, *payloads: bytes) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import psycopg
 
 from tests.replication_manager.conftest import RunSql
-from tests.replication_manager.harness import Replicator
+from tests.replication_manager.harness import TIMEOUT_S, Replicator
 from view_syncer.engine_host import EngineHost
 from view_syncer.ivm.encode import ClientTables, SyncedTable
 from zerocache.replica.notifier import watch_versions
@@ -44,7 +44,7 @@ async def test_a_worker_follows_from_file_to_file(
                 change = f"ALTER TABLE t ADD COLUMN c{number} int"
                 await upstream.execute(change.encode())
                 await upstream.execute("INSERT INTO t VALUES (%s, 'later')", [number])
-            version = await asyncio.wait_for(resets.get(), 20)
+            version = await asyncio.wait_for(resets.get(), TIMEOUT_S)
             view = await host.reconcile("g", _TABLES, {"q": _ALL}, [])
             assert view.version >= version
             assert {json.loads(put)["value"]["id"] for put in view.puts} == {*range(number + 1)}

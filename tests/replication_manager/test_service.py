@@ -15,7 +15,7 @@ import pytest
 
 from tests.conftest import PostgresCluster, destroy_cluster, make_cluster
 from tests.replication_manager.conftest import RunSql
-from tests.replication_manager.harness import Replicator, compare, settle
+from tests.replication_manager.harness import TIMEOUT_S, Replicator, compare, settle
 from zerocache.replica.notifier import watch_versions
 
 NewReplicator = Callable[..., Replicator]
@@ -388,7 +388,7 @@ def test_a_displaced_process_ends_instead_of_fighting(
     second.start()
     assert first.next_message("fatal")["exit"] == 14
     assert first.process is not None
-    assert first.process.wait(30) == 14
+    assert first.process.wait(TIMEOUT_S) == 14
     run_sql("INSERT INTO issue VALUES (1, 'one')")
     second.catch_up()
     assert second.rows("SELECT id FROM issue") == [(1,)]

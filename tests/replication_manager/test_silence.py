@@ -65,8 +65,8 @@ def test_silence_while_a_start_waits_for_upstream(
 def test_an_answer_that_does_not_come_is_given_up(
     proxied_url: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(INACTIVITY_VARIABLE, "300")
     connection = connect(proxied_url, "test")
+    monkeypatch.setenv(INACTIVITY_VARIABLE, "300")
     proxy.freeze()
     with (
         pytest.raises(psycopg.OperationalError, match="no answer") as caught,
@@ -78,13 +78,13 @@ def test_an_answer_that_does_not_come_is_given_up(
 
 
 def test_signs_of_life_are_waited_for(proxied_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(INACTIVITY_VARIABLE, "600")
+    monkeypatch.setenv(INACTIVITY_VARIABLE, "1500")
     with connect(proxied_url, "test") as connection:
         connection.execute(
-            "DO $$ BEGIN FOR i IN 1..5 LOOP PERFORM pg_sleep(0.3); RAISE NOTICE 'alive'; "
+            "DO $$ BEGIN FOR i IN 1..20 LOOP PERFORM pg_sleep(0.1); RAISE NOTICE 'alive'; "
             "END LOOP; END $$"
         )
         # Nobody has to notify.
         connection.execute("LISTEN something")
-        assert list(connection.notifies(timeout=1.2)) == []
+        assert list(connection.notifies(timeout=2.0)) == []
         assert connection.execute("SELECT 1").fetchone() == (1,)

@@ -19,6 +19,7 @@ from replication_manager.slot import (
     take_over,
 )
 from tests.conftest import PostgresCluster
+from tests.replication_manager.harness import TIMEOUT_S
 from zerocache.errors import ReplicationError, ResyncRequired
 from zerocache.postgres.connection import connect
 from zerocache.postgres.setup import set_up_upstream
@@ -84,7 +85,7 @@ def test_concurrent_creators_get_distinct_slots(
     def create() -> None:
         with claim_new_slot(database, shard, stop) as claim:
             claimed.append(claim.name)
-            together.wait(30)
+            together.wait(TIMEOUT_S)
 
     threads = [threading.Thread(target=create) for _ in range(3)]
     for thread in threads:

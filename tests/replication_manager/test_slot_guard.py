@@ -53,11 +53,18 @@ def test_slot_lag_and_position_are_shown(
     replicator.start()
     run_sql("INSERT INTO issue VALUES (1, 'one')")
     replicator.catch_up()
-    replicator.wait_until(lambda: "replication.last_total_lag" in figures(replicator)["metrics"])
-    shown = figures(replicator)
+    shown: dict[str, Any] = {}
+
+    def is_complete() -> bool:
+        """What is shown comes from several threads, one after the other."""
+        shown.update(figures(replicator))
+        metrics, slot = shown["metrics"], shown["slot"]
+        stored = metrics.get("replication.stored_bytes", 0)
+        return bool(slot and slot["active"] and stored and "replication.last_total_lag" in metrics)
+
+    replicator.wait_until(is_complete)
     assert shown["slot"]["slot"] == slots(postgres, replicator)[0]
     assert shown["slot"]["status"] == "ok"
-    replicator.wait_until(lambda: figures(replicator)["slot"]["active"])
     assert shown["slot"]["problem"] is None
     metrics = shown["metrics"]
     assert metrics["replication.slot_health{status=ok}"] == 1

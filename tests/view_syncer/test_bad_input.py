@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from benchmarks import websocket as peer
-from benchmarks.protocol_client import ast_query
+from benchmarks.protocol_client import ConnectionLost, DesiredQuery, ServerError, ast_query
 from tests.view_syncer.server import (
     ALL_TASKS,
     Server,
@@ -338,3 +338,20 @@ async def test_pattern_that_sqlite_refuses_is_refused_before_there_is_a_row(
     await neighbour.wait_cookie(version)
     assert server.fatal == []
     assert client.failure is None
+
+
+@pytest.mark.parametrize("name", ["a\0b", "".join(map(chr, range(0x4E00, 0x4E00 + 3000)))])
+async def test_names_that_the_store_refuses_are_refused_for_good(server: Server, name: str) -> None:
+    """Whoever is told that the server is overloaded comes back with the same."""
+    neighbour = await server.connected(ALL_TASKS, client_id="c")
+    client = await server.connected(ALL_TASKS, client_id="d")
+    client.change_queries(put=[DesiredQuery(name, ast=ALL_TASKS.ast)])
+    error = await client.wait_closed()
+    assert isinstance(error, ServerError)
+    assert error.kind == "InvalidMessage"
+    for ids in ({"client_id": name}, {"group": name}):
+        with pytest.raises(ConnectionLost, match="1002"):
+            await server.client(ALL_TASKS, **ids).connect()
+    version = server.replica.write(put_task("new"))
+    await neighbour.wait_cookie(version)
+    assert server.fatal == []

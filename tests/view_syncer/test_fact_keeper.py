@@ -30,7 +30,8 @@ from tests.view_syncer.server import (
 )
 from tests.view_syncer.test_client_group import Gate, failure
 from tests.view_syncer.test_returning import crash, ops, returned, written_down
-from view_syncer import fact_keeper, worker
+from view_syncer import fact_keeper, membership, worker
+from view_syncer.cvr.store import StoreUnavailable
 from view_syncer.fact_keeper import FactKeeper
 from zerocache.protocol.versions import ViewVersion
 
@@ -125,6 +126,45 @@ async def test_moves_of_units_that_are_too_large_are_not_kept(
     membership = server.worker._engine._membership
     assert all(unit.pending == [] for unit in membership._by_id.values())
     assert (await server.worker._engine.take_moves()).moves == {}
+
+
+async def test_unit_that_was_given_up_and_begins_again_is_written_down_again(
+    replica: Replica, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It grew too large, and the store was away when that was to be written: what is forgotten is
+    what was written before, not what is to be written now."""
+    monkeypatch.setattr(worker, "LINGER_S", 0.0)
+    monkeypatch.setattr(membership, "MIN_MOVED", 0)
+    client = await server.connected(ALL_TASKS)
+    await written_down(server)
+    facts: FactKeeper = server.worker._facts
+    store = server.worker._store
+    unit = server.group().inspected().record.queries[ALL_TASKS.hash].unit
+    assert (await store.read_facts(facts.author + 1, [unit])).units[unit].checkpoint
+
+    async def failing(*_: Any) -> None:
+        raise StoreUnavailable("gone for a test")
+
+    with monkeypatch.context() as away:
+        for name in ("drop_facts", "write_facts"):
+            away.setattr(store, name, failing)
+        with monkeypatch.context() as large:
+            for module in ("view_syncer.membership", "view_syncer.engine_host"):
+                large.setattr(f"{module}.MAX_CHECKPOINT_ROWS", 2)
+            await client.wait_cookie(replica.write(put_task("d")))
+            await facts.flush()
+        assert unit in facts._forgotten
+        client.close()
+        await until(lambda: server.group() is None)
+        again = await server.connected(ALL_TASKS, group="h")
+        await facts.flush(final=True)
+    base = ViewVersion.from_cookie(str(again.state.cookie))
+    await again.wait_cookie(replica.write(delete_task("d")))
+    await written_down(server)
+    assert facts._forgotten == set()
+    held = await facts.held(base, [unit], "h")
+    assert held is not None
+    assert len(held.rows) == 4
 
 
 COUNTERS = ClientSchema(

@@ -10,8 +10,10 @@ import pytest
 
 from benchmarks.protocol_client import named_query
 from tests.view_syncer.application import Application
-from tests.view_syncer.server import ALL_TASKS, Replica, Server, server_config, serving
-from tests.view_syncer.test_client_group import failure
+from tests.view_syncer.server import ALL_TASKS, Replica, Server, server_config, serving, until
+from tests.view_syncer.test_client_group import Gate, failure
+from view_syncer import maintenance as module
+from view_syncer.client_group import ClientGroup
 from view_syncer.maintenance import Intervals, Maintenance
 
 INTERVALS = Intervals(revalidate_s=300, retransform_s=500, touch_s=60)
@@ -151,6 +153,34 @@ async def test_ttl_clock_is_written_down_while_connected(server: Server) -> None
     clock.offset_s = 61
     await work.check()
     assert (await server.worker._store.load("g")).ttl_clock_ms > before
+
+
+async def test_ttl_clocks_are_written_down_while_the_application_hangs(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_PARALLEL", 1)
+    monkeypatch.setattr(module, "CHECK_S", 0.01)
+    for group in ("one", "two"):
+        await server.connected(ALL_TASKS, group=group)
+    touched: set[str] = set()
+
+    async def touch(group: ClientGroup) -> None:
+        touched.add(group.group_id)
+
+    monkeypatch.setattr(ClientGroup, "touch", touch)
+    gate = Gate(monkeypatch, ClientGroup, "revalidate")
+    clock = Clock()
+    work = maintenance(server, clock)
+    await work.check()
+    running = asyncio.create_task(work.run())
+    clock.offset_s = 301
+    await gate.reached.wait()
+    for offset_s in (400, 500):
+        touched.clear()
+        clock.offset_s = offset_s
+        await until(lambda: touched == {"one", "two"})
+    running.cancel()
+    await asyncio.wait([running])
 
 
 async def test_groups_that_are_gone_are_forgotten(server: Server) -> None:

@@ -23,7 +23,7 @@ def run(cwd: Path, *arguments: str, **environ: str) -> subprocess.CompletedProce
         env={**inherited, "PYTHONPATH": str(ROOT), **environ},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
 

@@ -267,7 +267,11 @@ async def _apart_if_refused(
     return results
 
 
-_REFUSALS = (psycopg.DataError, psycopg.errors.DeadlockDetected)
+_REFUSALS = (
+    psycopg.DataError,
+    psycopg.errors.ProgramLimitExceeded,
+    psycopg.errors.DeadlockDetected,
+)
 
 
 def _group_of(save: Save) -> str:

@@ -17,6 +17,7 @@ from urllib.parse import quote, unquote_plus, unquote_to_bytes, urlsplit
 import msgspec
 
 from zerocache.errors import ClientFacingError, HandshakeRefused
+from zerocache.protocol.identifiers import fault_of
 from zerocache.protocol.messages import InitConnection, decode_upstream
 
 MIN_VERSION: Final = 30
@@ -24,6 +25,7 @@ MAX_VERSION: Final = 52
 MAX_REASON_BYTES: Final = 123
 
 _PATH: Final = re.compile(r"(?:/[^/]+)?/sync/v(?P<version>[0-9]{1,9})/connect")
+_STORED: Final = frozenset({"clientID", "clientGroupID", "profileID"})
 _LEADING_INTEGER: Final = re.compile(r"\s*[+-]?[0-9]+")
 
 
@@ -63,6 +65,10 @@ def parse_connect_url(path_and_query: str) -> ConnectParams:
     for pair in query.split("&"):
         name, _, value = pair.partition("=")
         params.setdefault(_unquoted(name), _unquoted(value))
+    for name in _STORED & params.keys():
+        fault = fault_of(params[name])
+        if fault is not None:
+            raise HandshakeRefused(close_reason(f"the URL parameter {name} {fault}"))
     client_group_id = _required(params, "clientGroupID")
     return ConnectParams(
         version=int(match["version"]),

@@ -15,6 +15,7 @@ import msgspec
 
 from zerocache.errors import ClientFacingError, QueryError
 from zerocache.protocol.client_schema import ClientSchema
+from zerocache.protocol.identifiers import fault_of
 from zerocache.zql.ast import And, Condition, Exists, Or, Query, parse_query
 
 Number: TypeAlias = int | float
@@ -310,6 +311,11 @@ def _children(node: Query | Condition) -> list[Query | Condition]:
 def _query_op(op: _WireOp) -> QueryOp:
     if not isinstance(op, _WirePut):
         return op
+    fault = fault_of(op.hash)
+    if fault is not None:
+        raise msgspec.ValidationError(f"the hash of a query {fault}")
+    if op.name is not None and "\0" in op.name:
+        raise msgspec.ValidationError("the name of a query contains a NUL character")
     query, ast_json = _query(op.ast)
     return PutQuery(op.hash, op.ttl, query, ast_json, op.name, op.args)
 

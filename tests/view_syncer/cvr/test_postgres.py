@@ -48,13 +48,16 @@ async def test_value_the_database_refuses_is_named_as_the_stores_failure(
     assert not (await store.load("g")).exists
 
 
+@pytest.mark.parametrize(
+    "refused", ["nul\0", "".join(map(chr, range(0x4E00, 0x5E00)))], ids=["no text", "no key"]
+)
 async def test_value_the_database_refuses_fails_only_the_group_it_belongs_to(
-    store: PostgresStore,
+    store: PostgresStore, refused: str
 ) -> None:
     async def save(number: int) -> None:
         change = ConfigChange()
         record = GroupRecord(f"g{number}", version=version("00", 1))
-        record.add_client("nul\0" if number % 5 == 0 else "c", change)
+        record.add_client(refused if number % 5 == 0 else "c", change)
         await store.save(record, change, NEVER)
 
     outcomes = await asyncio.gather(*map(save, range(20)), return_exceptions=True)
