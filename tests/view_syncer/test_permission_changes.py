@@ -199,6 +199,30 @@ async def test_query_that_is_being_added_meanwhile_shows_nothing_hidden(
     assert "secret" not in sent(client)
 
 
+@pytest.mark.parametrize("after", [True, False], ids=["after the answer", "before it"])
+async def test_group_that_begins_meanwhile_is_shown_nothing_hidden(
+    server: Server,
+    replica: Replica,
+    app_id: str,
+    monkeypatch: pytest.MonkeyPatch,
+    after: bool,
+) -> None:
+    engine = server.worker._engine
+    original = engine._begin
+
+    async def changing(*args: Any, **options: Any) -> Any:
+        monkeypatch.setattr(engine, "_begin", original)
+        answer = await original(*args, **options) if after else None
+        await seen(server, put_task("secret"), deployed(app_id, ONLY_TAGS), put_tag("t"))
+        return answer if after else await original(*args, **options)
+
+    monkeypatch.setattr(engine, "_begin", changing)
+    client = await server.connected(ALL_TASKS, ALL_TAGS)
+    await client.wait_cookie(replica.write(put_tag("u")))
+    assert set(client.state.rows) == {("tag", ("t",)), ("tag", ("u",))}
+    assert sent(client) == {"t", "u"}
+
+
 @pytest.mark.parametrize("step", ["full_view", "difference"])
 async def test_client_that_is_being_caught_up_meanwhile_is_sent_nothing_hidden(
     server: Server, replica: Replica, app_id: str, monkeypatch: pytest.MonkeyPatch, step: str
