@@ -79,7 +79,9 @@ class SchemaEvents:
         """Whether a transaction may have written before the change that was announced last.
 
         If it cannot have, rows that do not fit are no leftovers: pgoutput itself is mistaken at
-        times, as about the partitions of a table that moved to another schema.
+        times, as about the partitions of a table that moved to another schema. One that began
+        after the command that made the change, but before that was committed, counts as later:
+        where its rows do not fit, a new initial sync is made.
         """
         return self._memory.next_xid > 0 and 0 < (self._memory.next_xid - xid) % _XIDS < _XIDS // 2
 

@@ -429,6 +429,7 @@ IN_FLIGHT = (
 )
 
 
+@pytest.mark.parametrize("older", [False, True], ids=["", "by an older transaction"])
 @pytest.mark.parametrize(("change", "stays"), IN_FLIGHT)
 def test_rows_written_before_a_change_and_committed_after_it(
     new_replicator: NewReplicator,
@@ -437,7 +438,9 @@ def test_rows_written_before_a_change_and_committed_after_it(
     app_id: str,
     change: str,
     stays: bool,
+    older: bool,
 ) -> None:
+    """The change is made by a transaction that has a later number than the rows', or an earlier."""
     run_sql(
         f"CREATE SCHEMA app; SET search_path = app; {TABLES}; CREATE TYPE mood AS ENUM ('sad');"
         "ALTER TABLE issue ADD m mood DEFAULT 'sad'; ALTER TABLE issue ALTER m DROP DEFAULT;"
@@ -446,12 +449,15 @@ def test_rows_written_before_a_change_and_committed_after_it(
     replicator = new_replicator(app={"id": app_id, "publications": ("parts",)})
     replicator.start()
     before = replicator.rows(GENERATION)
-    with psycopg.connect(database) as slow:
+    with psycopg.connect(database) as slow, psycopg.connect(database) as changing:
+        if older:
+            changing.execute("SELECT pg_current_xact_id()")
         slow.execute("UPDATE app.issue SET title = 'late', m = 'sad' WHERE id < 10")
         slow.execute("UPDATE app.issue SET id = id + 1000 WHERE id IN (20, 40)")
         slow.execute("DELETE FROM app.issue WHERE id IN (21, 41)")
         slow.execute("INSERT INTO app.issue (id, title, m) VALUES (25001, 'new', 'sad')")
-        run_sql(f"SET search_path = app; {change}")
+        changing.execute(f"SET search_path = app; {change}".encode())
+        changing.commit()
         replicator.catch_up()
     settle(replicator)
     table = "moved.issue" if "moved" in change else "app.issue"

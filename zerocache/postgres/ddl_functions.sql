@@ -37,6 +37,7 @@ DECLARE
     specs json;
     oids oid[];
     rewritten oid[];
+    next_xid int8;
 BEGIN
     -- One DDL transaction at a time: each must see the schema the one before it left.
     PERFORM pg_advisory_xact_lock({lock});
@@ -54,8 +55,15 @@ BEGIN
         RETURN;
     END IF;
     PERFORM set_config({rewritten}, '', true);
-    INSERT INTO {shard}."publishedSchema" (current) VALUES (specs)
-    ON CONFLICT ("exists") DO UPDATE SET current = EXCLUDED.current;
+    -- In a subtransaction, which is given its number now: transactions with an older one may have
+    -- written before this. Our own may be old, and that of others in progress is no snapshot's xmax.
+    BEGIN
+        INSERT INTO {shard}."publishedSchema" (current) VALUES (specs)
+        ON CONFLICT ("exists") DO UPDATE SET current = EXCLUDED.current
+        RETURNING xmin::text::int8 INTO next_xid;
+    EXCEPTION WHEN OTHERS THEN
+        RAISE;
+    END;
     PERFORM pg_logical_emit_message(true, {prefix}, json_build_object(
         'type', event,
         'version', 1,
@@ -64,10 +72,7 @@ BEGIN
         'schema', specs,
         'missing', {shard}.missing_values(oids),
         'rewritten', to_json(rewritten::int8[]),
-        -- Transactions with an older id may have written before this one; those that begin after it
-        -- have this id or a newer one.
-        'next_xid', greatest(pg_snapshot_xmax(pg_current_snapshot()),
-                             pg_current_xact_id())::text::int8
+        'next_xid', next_xid
     )::text);
 END
 $zc_body$;
