@@ -2,15 +2,17 @@
 
 Owns their order: while a task *holds* the queue they wait, and are applied when the last hold
 ends. A *bar* keeps back those from one version on: what the queries yield there may not be shown
-as it is, and a task makes something else of it (changed permissions). Also owns the *epoch*: when
-the engine's knowledge of the group is lost, everything that waits is void, and so is every answer
-that was asked for before. What waits is bounded: beyond, starting over costs less than keeping it.
+as it is, and a task makes something else of it (changed permissions). If they turn out to be again
+what they were, that is true from the last change on only: all until then becomes one. Also owns the
+*epoch*: when the engine's knowledge of the group is lost, everything that waits is void, and so is
+every answer that was asked for before. What waits is bounded: beyond, starting over costs less than
+keeping it.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
@@ -44,15 +46,23 @@ class GroupAdvance:
 
 class AdvanceQueue:
     """``apply`` is called with each advance in order; it may :meth:`void` the queue, and must
-    make itself harmless once the group has ended. ``on_full`` must :meth:`void` it."""
+    make itself harmless once the group has ended. ``merge`` makes one advance to a version of
+    several up to there. ``on_full`` must :meth:`void` the queue."""
 
-    def __init__(self, apply: Callable[[GroupAdvance], None], on_full: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        apply: Callable[[GroupAdvance], None],
+        merge: Callable[[Watermark, Sequence[GroupAdvance]], GroupAdvance],
+        on_full: Callable[[], None],
+    ) -> None:
         self._apply = apply
+        self._merge = merge
         self._on_full = on_full
         self._waiting: deque[GroupAdvance] = deque()
         self._operations = 0
         self._holds = 0
-        self._bar: Watermark | None = None
+        # Where the first and the last change was because of which there is one.
+        self._bar: tuple[Watermark, Watermark] | None = None
         self.epoch = 0
         # Set while the engine may still report on queries the group no longer counts on.
         self.deaf = False
@@ -79,15 +89,23 @@ class AdvanceQueue:
         is nothing to be applied."""
         if self.deaf:
             return False
-        self._bar = version if self._bar is None else min(version, self._bar)
+        first, last = self._bar or (version, version)
+        self._bar = min(version, first), max(version, last)
         return True
 
     def is_barred(self, version: Watermark) -> bool:
-        return self._bar is not None and self._bar <= version
+        return self._bar is not None and self._bar[0] <= version
 
     def lift(self) -> None:
-        """What is barred may be applied as it is after all."""
-        self._bar = None
+        """What is barred may be applied as it is after all, from the last change on; the versions
+        before that, if there was another change, are skipped."""
+        if self._bar is not None:
+            first, last = self._bar
+            if first < last and (between := self.take(last)):
+                merged = self._merge(last, between)
+                self._waiting.appendleft(merged)
+                self._operations += merged.size()
+            self._bar = None
         if not self._holds:
             self.drain(None)
 

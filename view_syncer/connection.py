@@ -15,13 +15,13 @@ from typing import Protocol
 
 import structlog
 from websockets.exceptions import InvalidHandshake
-from websockets.http11 import Request
 
 from view_syncer.api_client import join_headers
 from view_syncer.auth import Auth
 from view_syncer.client_group import ClientGroup
 from view_syncer.context import ConnectionContext
 from view_syncer.limits import Limits
+from view_syncer.upgrade import Upgrade
 from view_syncer.websocket import WebSocket
 from zerocache.errors import ClientFacingError, HandshakeRefused
 from zerocache.protocol import downstream
@@ -292,7 +292,7 @@ async def serve(socket: WebSocket, host: Host, peer: Peer) -> None:
     except (TimeoutError, ConnectionResetError, InvalidHandshake):
         socket.abort()
         return
-    if not socket.accept(request):
+    if not socket.accept():
         return
     try:
         params, subprotocol = _read_request(request)
@@ -336,7 +336,7 @@ async def _open(
     socket: WebSocket,
     host: Host,
     peer: Peer,
-    request: Request,
+    request: Upgrade,
     params: ConnectParams,
     subprotocol: Subprotocol,
 ) -> Connection:
@@ -347,12 +347,10 @@ async def _open(
     # Before any live socket of this client is touched: a stranger must not evict anybody.
     host.check_user(params.client_group_id, params.user_id)
     host.check_new(params, peer.address)
-    headers = join_headers(request.headers.raw_items())
+    headers = join_headers(request.headers)
     context = ConnectionContext.create(params, auth, headers)
     return Connection(socket, host, params, auth, context)
 
 
-def _read_request(request: Request) -> tuple[ConnectParams, Subprotocol]:
-    params = parse_connect_url(request.path)
-    offered = request.headers.get_all("Sec-WebSocket-Protocol")
-    return params, decode_subprotocol(offered[0] if offered else None)
+def _read_request(request: Upgrade) -> tuple[ConnectParams, Subprotocol]:
+    return parse_connect_url(request.path), decode_subprotocol(request.subprotocols)

@@ -31,8 +31,8 @@ from view_syncer.fan_out import (
     QueryKey,
     QueryMeasures,
     Reconciled,
+    Switch,
     WorkerAdvance,
-    begin,
     drop_begun,
 )
 from view_syncer.hydrator import Hydrator
@@ -146,15 +146,17 @@ class EngineHost:
         urgent: bool = False,
         rows: bool = True,
         before: Callable[[], Awaitable[None]] | None = None,
+        switch: Switch | None = None,
     ) -> AsyncIterator[Prepared]:
         """Hydrate those of ``queries`` that nobody runs, for a :meth:`reconcile` inside the block;
         on other threads, unless they are over at once. The engine goes on advancing meanwhile.
         Only so many blocks are open at a time; ``urgent`` is for whoever has clients that are
         served. ``rows`` as for :meth:`reconcile`. ``before`` is called before anything is waited
-        for that may take long."""
+        for that may take long. With a ``switch`` the reconciliation follows at once, if there is
+        nothing to wait for; then the result has its outcome."""
         async with (
             self._intake.turn(urgent=urgent),
-            self._prepared(group, client, queries, rows, before) as prepared,
+            self._prepared(group, client, queries, rows, before, switch) as prepared,
         ):
             yield prepared
 
@@ -166,12 +168,11 @@ class EngineHost:
         queries: Mapping[QueryKey, Query],
         rows: bool,
         before: Callable[[], Awaitable[None]] | None,
+        switch: Switch | None,
     ) -> AsyncIterator[Prepared]:
         prepared = Prepared(rows=rows)
         try:
-            requests = await self._call(
-                lambda e: begin(e, client, queries, prepared, self._quick_rows)
-            )
+            requests = await self._begin(group, client, queries, prepared, switch)
             if requests and before is not None:
                 await before()
             hydrating = (self._hydrate(group, key, r, prepared) for key, r in requests.items())
@@ -185,6 +186,19 @@ class EngineHost:
             if not prepared.reconciled:
                 # Behind whatever of it is still under way.
                 self._jobs.put(lambda: drop_begun(self._engine, prepared))
+
+    async def _begin(
+        self,
+        group: Group,
+        client: ClientTables,
+        queries: Mapping[QueryKey, Query],
+        prepared: Prepared,
+        switch: Switch | None,
+    ) -> dict[QueryKey, HydrationRequest]:
+        rows = self._quick_rows
+        return await self._call(
+            lambda e: self._fan_out.begin(e, group, client, queries, prepared, rows, switch)
+        )
 
     async def _hydrate(
         self, group: Group, key: QueryKey, request: HydrationRequest, prepared: Prepared

@@ -110,6 +110,16 @@ class Prepared:
     rows: bool = True
     # Set once all of it was used.
     reconciled: bool = False
+    # The outcome, if that was at once.
+    result: Reconciled | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Switch:
+    """What else than queries to start makes up a reconciliation."""
+
+    remove: set[QueryKey]
+    internal: Mapping[QueryKey, tuple[Query, ClientTables]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +209,26 @@ class FanOut:
         update.share += share
         if patch.puts:
             update.puts.append(patch.puts)
+
+    def begin(
+        self,
+        engine: Engine,
+        group: Group,
+        client: ClientTables,
+        queries: Mapping[QueryKey, Query],
+        prepared: Prepared,
+        quick_rows: int,
+        switch: Switch | None = None,
+    ) -> dict[QueryKey, HydrationRequest]:
+        """Start those of ``queries`` that are over at once; the group does not have them yet. With
+        a ``switch``, and if these are all, it has them. Returns what must be hydrated first."""
+        requests = _begin(engine, client, queries, prepared, quick_rows)
+        if switch is not None and not requests:
+            prepared.result = self.reconcile(
+                engine, group, client, queries, switch.remove, switch.internal, prepared
+            )
+            prepared.reconciled = True
+        return requests
 
     def reconcile(
         self,
@@ -385,7 +415,7 @@ class FanOut:
             self._membership.ended(pipeline, subscription.client, engine.version)
 
 
-def begin(
+def _begin(
     engine: Engine,
     client: ClientTables,
     queries: Mapping[QueryKey, Query],

@@ -11,7 +11,8 @@ never a part.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import TypeVar
 
@@ -32,9 +33,9 @@ from view_syncer.cvr.keeper import RecordKeeper
 from view_syncer.cvr.record import ConfigChange, GroupRecord, QueryHash
 from view_syncer.engine_host import EngineHost
 from view_syncer.fact_keeper import FactKeeper
-from view_syncer.fan_out import Group, Prepared
+from view_syncer.fan_out import Group, GroupUpdate, Prepared, Switch
 from view_syncer.ivm.encode import ClientTables
-from view_syncer.poke import PokeBody
+from view_syncer.poke import PokeBody, merge
 from view_syncer.queries import QuerySource, Wanted
 from view_syncer.query_failures import report_failed, report_rejected
 from zerocache.errors import QueryError
@@ -69,7 +70,7 @@ class GroupView:
         self._engine = engine
         self._queries = queries
         self._on_lost = on_lost
-        self._advances = AdvanceQueue(self._apply_advance, self._start_over)
+        self._advances = AdvanceQueue(self._apply_advance, self._merged, self._start_over)
         self.tables: ClientTables | None = None
         # The key of the AST of each query the engine runs for the group.
         self._running: dict[QueryHash, bytes] = {}
@@ -145,6 +146,12 @@ class GroupView:
         # It may be here already, with a client that came from another server.
         if body.size() and body.version > self._audience.version:
             self._audience.emit(body)
+
+    def _merged(self, version: Watermark, advances: Sequence[GroupAdvance]) -> GroupAdvance:
+        assert self.tables is not None
+        bodies = [self._body_of(advance) for advance in advances]
+        body = merge(self._facts.version(version), bodies, self.tables.row_keys)
+        return GroupAdvance(version, GroupUpdate(()), body)
 
     def _body_of(self, advance: GroupAdvance) -> PokeBody:
         update, body = advance.update, advance.shared
@@ -249,16 +256,34 @@ class GroupView:
         urgent = not self.cold
         # Behind a gap nobody is sent what a query has: everybody is sent a difference, or it all.
         rows = self._careful or not self._has_gap
+        # A cold group has no such pokes. Its queries can begin and be switched to in one go.
+        switch = Switch(set(remove), self._internal()) if self.cold else None
         preparing = self._engine.prepared(
-            self._owner, self.tables, add, urgent=urgent, rows=rows, before=self._commit_deferred
+            self._owner,
+            self.tables,
+            add,
+            urgent=urgent,
+            rows=rows,
+            before=self._commit_deferred,
+            switch=switch,
         )
-        async with preparing as prepared:
-            self._advances.check(epoch)
+        async with AsyncExitStack() as stack:
+            if switch is not None:
+                stack.enter_context(self._advances.held())
+            entering = stack.enter_async_context(preparing)
+            prepared = await self._or_care(self._advances.of_engine(entering, epoch))
             if wanted.permissions != self._queries.permissions_number:
-                return False
+                if prepared.result is None:
+                    return False
+                self._start_over()
+                self._advances.check(epoch)
             with self._advances.held():
                 await self._switch(wanted, add, remove, expired, prepared, epoch)
         return True
+
+    def _internal(self) -> dict[str, tuple[Query, ClientTables]]:
+        """The internal queries that do not run yet."""
+        return {} if self._internal_running else self._queries.internal(self._record.group_id)
 
     async def _switch(
         self,
@@ -270,9 +295,13 @@ class GroupView:
         epoch: int,
     ) -> None:
         assert self.tables is not None
-        internal = {} if self._internal_running else self._queries.internal(self._record.group_id)
-        answer = self._engine.reconcile(self._owner, self.tables, add, remove, internal, prepared)
-        result = await self._or_care(self._advances.of_engine(answer, epoch))
+        result = prepared.result
+        if result is None:
+            internal = self._internal()
+            answer = self._engine.reconcile(
+                self._owner, self.tables, add, remove, internal, prepared
+            )
+            result = await self._or_care(self._advances.of_engine(answer, epoch))
         missed = self._take_barred(wanted, result.version, epoch)
         self._internal_running = True
         for query in remove:

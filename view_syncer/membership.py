@@ -23,6 +23,7 @@ from view_syncer.ivm.encode import ClientTables
 from view_syncer.ivm.engine import Advance
 from view_syncer.ivm.pipeline import Pipeline
 from zerocache.protocol.versions import Watermark
+from zerocache.zql.shape import shape_text
 
 UnitId = str
 
@@ -76,12 +77,13 @@ class Taken:
 
 
 def unit_id(pipeline: Pipeline, client: ClientTables) -> UnitId:
-    """A fingerprint of what the query asks and how its rows are named. The representation of a
-    shape has all of it, and is the same in every process that runs this version of the code.
-    Internal queries have their name instead, for all versions."""
+    """A fingerprint of what the query asks and how its rows are named, the same in every process
+    that runs this version of the code. Internal queries have their name instead, for all
+    versions."""
     if client.facts_as:
         return client.facts_as
-    text = f"{client.digest}\n{pipeline.instance!r}"
+    instance = pipeline.instance
+    text = f"{client.digest}\n{shape_text(instance.shape)}\n{instance.params!r}"
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 

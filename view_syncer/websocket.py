@@ -27,6 +27,7 @@ from websockets.protocol import State
 from websockets.server import ServerProtocol
 
 from view_syncer import wire
+from view_syncer.upgrade import Upgrade, read_upgrade
 from zerocache.failpoints import Place, reach
 
 # The subprotocol header carries the first message: its line exceeds the library's 8 KiB default.
@@ -49,7 +50,8 @@ Message = str | bytes
 class WebSocket(asyncio.Protocol):
     """Server side of one connection.
 
-    * :attr:`request` completes with the opening request, or fails if there is none;
+    * :attr:`request` completes with the opening request, or fails if there is none; one that is no
+      valid upgrade is refused by :meth:`accept`;
     * then call :meth:`accept` once; messages are read with :meth:`receive`, which returns None
       when the connection is over;
     * :meth:`send_text` and :meth:`send_frames` never block; see :attr:`clogged`;
@@ -57,12 +59,16 @@ class WebSocket(asyncio.Protocol):
     """
 
     def __init__(self, *, max_size: int, write_limit: int, compression: bool = False) -> None:
-        extensions = enable_server_permessage_deflate(None) if compression else None
-        self._protocol = ServerProtocol(
-            extensions=extensions,
-            select_subprotocol=lambda _, offered: offered[0] if offered else None,
-            max_size=max_size,
-        )
+        self._max_size = max_size
+        self._compression = compression
+        # Until the first bytes tell who answers the handshake, this one is fed nothing.
+        self._protocol = ServerProtocol(state=State.OPEN, max_size=max_size)
+        self._begun = False
+        # The request as the library read it, if it was the one.
+        self._unusual: Request | None = None
+        # The answer to a usual one, before which nothing must be sent.
+        self._answer = b""
+        self._accepted = False
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._inbox: deque[Message] = deque()
@@ -82,7 +88,7 @@ class WebSocket(asyncio.Protocol):
         self._taken = 0
         self._taken_at_s = self._loop.time()
         self._closing: asyncio.TimerHandle | None = None
-        self.request: asyncio.Future[Request] = self._loop.create_future()
+        self.request: asyncio.Future[Upgrade] = self._loop.create_future()
         self.closed: asyncio.Future[None] = self._loop.create_future()
         self.last_sent_s = self._loop.time()
         self.last_received_s = self._loop.time()
@@ -105,15 +111,19 @@ class WebSocket(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.last_received_s = self._loop.time()
+        if not self._begun and self._begin(data):
+            return
         self._protocol.receive_data(data)
         self._process()
 
     def eof_received(self) -> None:
-        self._protocol.receive_eof()
-        self._process()
+        if self._begun:
+            self._protocol.receive_eof()
+            self._process()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._protocol.receive_eof()
+        if self._begun:
+            self._protocol.receive_eof()
         if not self.request.done():
             self.request.set_exception(ConnectionResetError("closed before the upgrade request"))
             self.request.exception()  # nobody may be waiting
@@ -128,7 +138,8 @@ class WebSocket(asyncio.Protocol):
     @property
     def is_open(self) -> bool:
         # A peer that closes before its upgrade is answered leaves the library half open.
-        return self._protocol.state is State.OPEN and self._protocol.close_rcvd is None
+        protocol = self._protocol
+        return self._begun and protocol.state is State.OPEN and protocol.close_rcvd is None
 
     @property
     def close_code(self) -> int | None:
@@ -148,11 +159,12 @@ class WebSocket(asyncio.Protocol):
             self._taken, self._taken_at_s = self._written - waiting, now
         return now - self._taken_at_s
 
-    def accept(self, request: Request) -> bool:
-        """Answer the opening handshake, echoing the first offered subprotocol; False if the
-        request is not a valid upgrade (an HTTP error was sent instead), or withdrawn."""
-        response = self._protocol.accept(request)
-        self._protocol.send_response(response)
+    def accept(self) -> bool:
+        """Answer the :attr:`request`, echoing the first offered subprotocol; False if it is not a
+        valid upgrade (an HTTP error was sent instead), or withdrawn."""
+        if self._unusual is not None:
+            self._protocol.send_response(self._protocol.accept(self._unusual))
+        self._accepted = True
         if self.is_open:
             # What the caller says at once goes along.
             self._loop.call_soon(self._flush)
@@ -224,11 +236,31 @@ class WebSocket(asyncio.Protocol):
 
     # -- internals ----------------------------------------------------------------------------
 
+    def _begin(self, data: bytes) -> bool:
+        """The first bytes; True if they are all of a usual request. The library is given any other,
+        which may also come in pieces."""
+        self._begun = True
+        upgrade = None if self._compression else read_upgrade(data)
+        if upgrade is not None:
+            self._answer = upgrade.answer
+            self.request.set_result(upgrade)
+            return True
+        self._protocol = ServerProtocol(
+            extensions=enable_server_permessage_deflate(None) if self._compression else None,
+            select_subprotocol=lambda _, offered: offered[0] if offered else None,
+            max_size=self._max_size,
+        )
+        return False
+
     def _process(self) -> None:
         for event in self._protocol.events_received():
             if isinstance(event, Request):
                 if not self.request.done():
-                    self.request.set_result(event)
+                    self._unusual = event
+                    headers = event.headers
+                    offered = headers.get_all("Sec-WebSocket-Protocol")
+                    first = offered[0] if offered else None
+                    self.request.set_result(Upgrade(event.path, [*headers.raw_items()], first))
             elif isinstance(event, Frame):
                 self._frame(event)
         self._flush()
@@ -288,14 +320,17 @@ class WebSocket(asyncio.Protocol):
         if transport is None or transport.is_closing():
             self._protocol.data_to_send()
             return
-        chunks = self._protocol.data_to_send()
+        if self._answer and not self._accepted:
+            return
+        chunks = [self._answer, *self._protocol.data_to_send()]
+        self._answer = b""
         # One system call for all; an empty one, which can only be the last, stands for the end.
         if data := b"".join(chunks):
             transport.write(data)
             self._written += len(data)
             self._answers += len(data) if answer else 0
             self.last_sent_s = self._loop.time()
-        if chunks and not chunks[-1] and transport.can_write_eof():
+        if len(chunks) > 1 and not chunks[-1] and transport.can_write_eof():
             transport.write_eof()
         if self.clogged and self._answers >= MAX_ANSWERS_BYTES and self.is_open:
             self._pause_reading()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import parse_qsl, quote, urlencode
 
 import pytest
 from hypothesis import given
@@ -174,3 +174,15 @@ def test_a_bad_embedded_message_fails_only_when_it_is_looked_at(message: str) ->
     with pytest.raises(ClientFacingError) as caught:
         decoded.init_connection()
     assert caught.value.kind == "InvalidMessage"
+
+
+@given(st.lists(st.tuples(st.text(max_size=8), st.text(max_size=8)), max_size=6), st.booleans())
+def test_parameters_are_read_as_form_fields(fields: list[tuple[str, str]], absolute: bool) -> None:
+    query = urlencode([*fields, ("clientID", "c"), ("clientGroupID", "g"), ("ts", "1")])
+    query += "&lmid=5&wsid=a%zz+%C3%A9&&x&=y"
+    read = dict(reversed(parse_qsl(query, keep_blank_values=True)))
+    origin = "https://app.example" if absolute else ""
+    params = parse_connect_url(f"{origin}/base/sync/v51/connect?{query}")
+    assert params.wsid == read["wsid"]
+    assert params.client_id == read["clientID"]
+    assert params.user_id == (read.get("userID") or None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import pytest
 
@@ -19,7 +20,11 @@ def advance(version: str) -> GroupAdvance:
 
 def recorded() -> tuple[AdvanceQueue, list[str]]:
     applied: list[str] = []
-    queue = AdvanceQueue(lambda a: applied.append(a.version), lambda: queue.void())
+
+    def merge(version: Watermark, parts: Sequence[GroupAdvance]) -> GroupAdvance:
+        return advance(" ".join([version, "of", *(part.version for part in parts)]))
+
+    queue = AdvanceQueue(lambda a: applied.append(a.version), merge, lambda: queue.void())
     return queue, applied
 
 
@@ -143,6 +148,25 @@ def test_lifted_bar_lets_everything_through_in_order() -> None:
         queue.put(advance("02"))
         assert applied == []
     assert applied == ["01", "02"]
+
+
+def test_lifted_bar_skips_what_was_between_two_changes() -> None:
+    queue, applied = recorded()
+    queue.bar(Watermark("02"))
+    queue.bar(Watermark("05"))
+    for version in ("01", "02", "04", "06"):
+        queue.put(advance(version))
+    queue.drain(None)
+    assert applied == ["01"]
+    with queue.held():
+        queue.lift()
+        queue.put(advance("07"))
+    assert applied == ["01", "05 of 02 04", "06", "07"]
+    queue.bar(Watermark("08"))
+    queue.bar(Watermark("09"))
+    queue.lift()
+    queue.put(advance("08"))
+    assert applied[-1] == "08"
 
 
 def test_void_ends_a_bar_and_allows_none() -> None:

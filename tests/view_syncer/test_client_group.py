@@ -144,7 +144,7 @@ async def test_new_group_with_a_slow_query_hears_of_its_desires_first(
 async def test_desires_of_a_first_connection_that_was_reset_are_not_lost(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gate = Gate(monkeypatch, server.worker._engine, "reconcile")
+    gate = Gate(monkeypatch, server.worker._engine, "_begin")
     client = server.client(ALL_TASKS)
     await client.connect()
     await gate.reached.wait()

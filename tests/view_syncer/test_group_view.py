@@ -99,7 +99,7 @@ async def test_row_that_cannot_be_named_and_whose_query_goes_before_anybody_is_s
     await server.stop()
     replica.write(put_counter(UNSAFE))
     async with serving(replica, server.config) as restarted:
-        gate = Gate(monkeypatch, restarted.worker._engine, "reconcile")
+        gate = Gate(monkeypatch, restarted.worker._engine, "_begin")
         first = restarted.client(client_id="c", state=copied(client.state), schema=COUNTERS)
         await first.connect()
         await gate.reached.wait()

@@ -29,6 +29,7 @@ from view_syncer.ivm.engine import Advance
 from view_syncer.ivm.pipeline import Pipeline
 from view_syncer.membership import MembershipLog, Taken, Unit, unit_id
 from zerocache.protocol.versions import Watermark, lexi_encode
+from zerocache.zql.shape import Instance, Node
 
 MAX_ENDED = 1
 KEEP_ENDED_S = 100.0
@@ -41,7 +42,7 @@ class Query:
     """Stands for a pipeline: what it asks and which rows it has."""
 
     def __init__(self, name: str) -> None:
-        self.instance = name
+        self.instance = Instance(cast(Node, name), ())
         self.rows: frozenset[str] = frozenset()
 
     def row_count(self) -> int:

@@ -41,6 +41,7 @@ from tests.view_syncer.test_client_group import Gate, failure
 from tests.view_syncer.test_returning import written_down
 from tests.view_syncer.test_schema_gate import drop_column
 from view_syncer import advances, worker
+from zerocache.protocol.versions import Watermark
 from zerocache.replica.types import SQLiteValue
 from zerocache.replica.writer import ReplicaWriter
 
@@ -59,6 +60,13 @@ def deployed(app_id: str, permissions: Any) -> Callable[[ReplicaWriter], None]:
     text = permissions if isinstance(permissions, str) else json.dumps(permissions)
     values: dict[str, SQLiteValue] = {"lock": 1, "permissions": text, "hash": str(hash(text))}
     return lambda w: w.update(f"{app_id}.permissions", None, values)
+
+
+async def seen(server: Server, *steps: Callable[[ReplicaWriter], None]) -> Watermark:
+    """The version of a transaction, once the worker has heard of it by itself."""
+    version = Watermark(server.replica.write(*steps))
+    assert await server.worker._queries.wait_for_version(version, 10)
+    return version
 
 
 def sent(*clients: TestClient) -> set[str]:
@@ -123,6 +131,41 @@ async def test_further_transactions_wait_for_the_ones_before(
     gate.open()
     await client.wait_for(lambda: set(client.state.rows) == {("task", (k,)) for k in "abcd"})
     assert "hidden" not in sent(client)
+
+
+async def test_permissions_that_change_back_before_they_were_applied_hid_what_was_between(
+    server: Server, replica: Replica, app_id: str
+) -> None:
+    """Whoever was shown a version at which a row was hidden must not have it there."""
+    client = await server.connected(ALL_TASKS, ALL_TAGS)
+    before = client.state.cookie
+    async with server.group()._lock:
+        await seen(server, deployed(app_id, ONLY_TAGS), edit_task("a", title="secret"))
+        await seen(server, edit_task("a", title="public"), put_task("d"), delete_task("b"))
+        back = await seen(server, deployed(app_id, PERMISSIONS))
+    last = replica.write(put_task("e"))
+    await client.wait_cookie(last)
+    assert cookies(client)[-2:] == [(before, back), (back, last)]
+    assert set(client.titles) == {"a", "c", "d", "e"}
+    ops = [op for poke in client.pokes for part in poke.parts for op in part.rows or ()]
+    titles = [op.value["title"] for op in ops if op.op == "put" and isinstance(op.value, dict)]
+    assert "public" in titles
+    assert "secret" not in titles
+
+
+async def test_permissions_that_change_back_leave_what_follows_them_as_it_is(
+    server: Server, replica: Replica, app_id: str
+) -> None:
+    """The last of the changes concerns no row of the group's, and something comes after it."""
+    client = await server.connected(ALL_TASKS)
+    before = client.state.cookie
+    async with server.group()._lock:
+        await seen(server, deployed(app_id, ONLY_TAGS), put_task("d"))
+        back = await seen(server, deployed(app_id, PERMISSIONS), put_tag("not asked for"))
+        last = await seen(server, delete_task("d"), put_task("e"))
+    await client.wait_cookie(last)
+    assert cookies(client)[-2:] == [(before, back), (back, last)]
+    assert set(client.titles) == {"a", "b", "c", "e"}
 
 
 async def test_query_that_is_being_added_meanwhile_shows_nothing_hidden(

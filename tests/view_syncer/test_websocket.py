@@ -83,7 +83,8 @@ class Port:
         pair = await self.raw()
         await pair.send(request({"Sec-WebSocket-Protocol": subprotocol}))
         async with asyncio.timeout(5):
-            assert pair.server.accept(await pair.server.request)
+            await pair.server.request
+            assert pair.server.accept()
             head = b""
             while (parts := peer.split_response(head)) is None:
                 head += await asyncio.get_running_loop().sock_recv(pair.sock, 65536)
@@ -110,6 +111,37 @@ async def port() -> AsyncIterator[Port]:
     await port.server.wait_closed()
 
 
+async def test_nothing_is_said_before_the_upgrade_is_answered(port: Port) -> None:
+    pair = await port.raw()
+    await pair.send(request({}))
+    await pair.server.request
+    await pair.send(peer.encode_frame(peer.PING, b"early") + peer.encode_frame(peer.TEXT, b"too"))
+    assert await pair.server.receive() == b"too"
+    with pytest.raises(BlockingIOError):
+        pair.sock.recv(1, socket.MSG_PEEK)
+    assert pair.server.accept()
+    said = b""
+    async with asyncio.timeout(10):
+        while b"early" not in said:
+            said += await asyncio.get_running_loop().sock_recv(pair.sock, 65536)
+    assert said.startswith(b"HTTP/1.1 101 ")
+
+
+async def test_a_request_in_pieces_is_accepted(port: Port) -> None:
+    pair = await port.raw()
+    data = request({"Sec-WebSocket-Protocol": "e30%3D"})
+    pair.server.data_received(data[:40])  # as if it had come so
+    await pair.send(data[40:])
+    assert (await pair.server.request).path == "/sync/v51/connect"
+    assert pair.server.accept()
+    pair.server.send_text(b"hello")
+    said = b""
+    async with asyncio.timeout(10):
+        while b"hello" not in said:
+            said += await asyncio.get_running_loop().sock_recv(pair.sock, 65536)
+    assert said.startswith(b"HTTP/1.1 101 ")
+
+
 @pytest.mark.parametrize("size", [8_193, 16_384, 60_000])
 async def test_long_subprotocol_is_accepted_and_echoed(port: Port, size: int) -> None:
     await port.open("a" * size)
@@ -126,7 +158,8 @@ async def test_header_beyond_every_limit_is_refused(port: Port) -> None:
 async def test_first_of_several_subprotocols_is_chosen(port: Port) -> None:
     pair = await port.raw()
     await pair.send(request({"Sec-WebSocket-Protocol": "one, two"}))
-    assert pair.server.accept(await pair.server.request)
+    await pair.server.request
+    assert pair.server.accept()
     head = await asyncio.get_running_loop().sock_recv(pair.sock, 65536)
     assert b"Sec-WebSocket-Protocol: one\r\n" in head
 
@@ -134,17 +167,26 @@ async def test_first_of_several_subprotocols_is_chosen(port: Port) -> None:
 async def test_request_that_is_no_upgrade_is_answered_and_ended(port: Port) -> None:
     pair = await port.raw()
     await pair.send(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
-    assert not pair.server.accept(await pair.server.request)
+    await pair.server.request
+    assert not pair.server.accept()
     data = await asyncio.get_running_loop().sock_recv(pair.sock, 65536)
     assert data.startswith(b"HTTP/1.1 4")
     await pair.ended()
 
 
-async def test_upgrade_that_the_peer_closes_before_the_answer_is_not_accepted(port: Port) -> None:
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_upgrade_that_the_peer_closes_before_the_answer_is_not_accepted(
+    port: Port, at_once: bool
+) -> None:
     pair = await port.raw()
     closing = peer.encode_frame(peer.CLOSE, peer.close_payload(1000))
-    await pair.send(request({"Sec-WebSocket-Protocol": "e30%3D"}) + closing)
-    assert not pair.server.accept(await pair.server.request)
+    opening = request({"Sec-WebSocket-Protocol": "e30%3D"})
+    await pair.send(opening + closing if at_once else opening)
+    await pair.server.request
+    if not at_once:
+        await pair.send(closing)
+        assert await pair.server.receive() is None
+    assert not pair.server.accept()
     pair.server.send_text(b"into the void")
     pair.server.close()
     await pair.ended()

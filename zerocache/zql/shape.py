@@ -13,7 +13,8 @@ different types becomes a constant or a null test, so that no SQL engine gets to
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal, Protocol, TypeAlias
 
 import msgspec
@@ -119,6 +120,15 @@ class Node:
     limit: int | None
     cursor: Cursor | None
     related: tuple[Related, ...]
+    # Shapes are looked up several times for every query that starts.
+    _hash: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        parts = (self.table, self.where, self.order, self.limit, self.cursor, self.related)
+        object.__setattr__(self, "_hash", hash(parts))
+
+    def __hash__(self) -> int:
+        return self._hash
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +137,12 @@ class Instance:
 
     shape: Node
     params: tuple[tuple[str, SqlValue], ...]
+
+
+@lru_cache(maxsize=1024)
+def shape_text(shape: Node) -> str:
+    """All of a shape as text, the same in every process that runs this version of the code."""
+    return repr(shape)
 
 
 TRUE = Const(True)

@@ -7,9 +7,10 @@ fresh hydration equals PostgreSQL's answer to the same question.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,11 @@ from tests.view_syncer.ivm import world as w
 from tests.zql.oracle import read_tables, synced
 from view_syncer.ivm.encode import ClientTables, SyncedTable
 from view_syncer.ivm.engine import Engine, Subscription
+from zerocache.replica.reader import load_schema, open_replica
+from zerocache.replica.schema import ReplicaSchema
 from zerocache.zql import ast
 from zerocache.zql.postgres_types import PostgresTable
+from zerocache.zql.shape import TRUE, lift
 
 CLIENT = ClientTables(
     "world",
@@ -127,32 +131,74 @@ def test_incremental_rows_equal_a_fresh_hydration(
         world.close()
 
 
-def _with_witnesses(query: ast.Query) -> ast.Query:
+def _with_witnesses(query: ast.Query, schema: ReplicaSchema) -> ast.Query:
     """The query whose *result rows* are what the engine syncs for ``query``: each synced EXISTS
     becomes a ``related`` of its three first children by key."""
     related = [
-        msgspec.structs.replace(r, subquery=_with_witnesses(r.subquery))
+        msgspec.structs.replace(r, subquery=_with_witnesses(r.subquery, schema))
         for r in query.related or ()
     ]
-    for number, condition in enumerate(_exists_of(query.where)):
+    decisive = _exists_of(query.where, lambda leaf: _is_certain(leaf, query.table, schema))
+    for number, condition in enumerate(decisive):
         hop = condition.related
         if condition.op == "NOT EXISTS" or hop.system == "permissions" or hop.subquery.limit == 0:
             continue
         witness = _with_witnesses(
             msgspec.structs.replace(
                 hop.subquery, alias=f"witness{number}", limit=3, order_by=None, related=None
-            )
+            ),
+            schema,
         )
         related.append(ast.CorrelatedSubquery(hop.correlation, witness))
     return msgspec.structs.replace(query, related=related or None)
 
 
-def _exists_of(condition: ast.Condition | None) -> list[ast.Exists]:
+def _exists_of(
+    condition: ast.Condition | None, is_certain: Callable[[ast.Condition], bool]
+) -> list[ast.Exists]:
+    """Those that may decide. Beside a branch that is true whatever the data they do not, and need
+    no witnesses (zql.md §4.3)."""
     if isinstance(condition, ast.Exists):
         return [condition]
+    if isinstance(condition, ast.Or) and any(_holds(c, is_certain) for c in condition.conditions):
+        return []
     if isinstance(condition, (ast.And, ast.Or)):
-        return [e for c in condition.conditions for e in _exists_of(c)]
+        return [e for c in condition.conditions for e in _exists_of(c, is_certain)]
     return []
+
+
+def _holds(condition: ast.Condition, is_certain: Callable[[ast.Condition], bool]) -> bool:
+    match condition:
+        case ast.And(conditions):
+            return all(_holds(c, is_certain) for c in conditions)
+        case ast.Or(conditions):
+            return any(_holds(c, is_certain) for c in conditions)
+    return is_certain(condition)
+
+
+def _is_certain(leaf: ast.Condition, table: str, schema: ReplicaSchema) -> bool:
+    query = ast.Query(table=table, where=leaf)
+    return lift(query, schema, CLIENT.row_keys).shape.where == TRUE
+
+
+def test_what_cannot_decide_needs_no_witness() -> None:
+    exists = ast.Exists(
+        op="EXISTS",
+        related=ast.CorrelatedSubquery(
+            ast.Correlation(["node"], ["id"]), ast.Query(table="node", alias="e")
+        ),
+    )
+    true, false = ast.And([]), ast.Or([])
+    cases: list[tuple[ast.Condition, bool]] = [
+        (exists, True),
+        (ast.And([exists, true]), True),
+        (ast.Or([exists, false]), True),
+        (ast.Or([exists, true]), False),
+        (ast.And([exists, ast.Or([exists, true])]), True),
+        (ast.Or([ast.And([exists, true]), ast.Or([true])]), False),
+    ]
+    for condition, decides in cases:
+        assert bool(_exists_of(condition, lambda _: False)) == decides
 
 
 @PROFILE
@@ -166,7 +212,9 @@ def test_a_hydration_equals_the_answer_of_postgresql(
         world.apply([batch])
         w.copy_upstream(connection, world)
         expected: Rows = {}
-        for table, rows in synced(connection, _with_witnesses(query), tables).items():
+        with contextlib.closing(open_replica(world.path)) as replica:
+            schema = load_schema(replica)
+        for table, rows in synced(connection, _with_witnesses(query, schema), tables).items():
             for row in rows.values():
                 expected[_client_key(table, row)] = row
         assert _hydrate(world.path, query) == expected
