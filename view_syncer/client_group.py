@@ -393,10 +393,9 @@ class ClientGroup:
         if not (own or fresh) and base > self._record.version:
             # Perhaps its server knows of changes that this object does not.
             await self._keeper.verify()
-        if self._record.is_of_lost_history(base):
-            raise self._services.replica.unknown(base)
         self._reach_cookie(base)
-        if not self._record.was_known_at(base):
+        foreign = self._services.replica.is_of_another_copy(base, self._record.replica_version)
+        if foreign or not self._record.was_known_at(base):
             await self._view.start_over_from(base)
 
     def _may_reach(self, base: ViewVersion) -> bool:

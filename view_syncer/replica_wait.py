@@ -1,9 +1,12 @@
 """Clients that know more than this server's replica: another server, with a newer one, told them.
 
 Owns how long they wait, and what they hear when the replica has not come that far by then. A state
-of this replica's own history will be reached, so whoever is there comes back later and keeps all
-it has: a client that is told to start over loses the mutations that it has not sent yet. A state
-of another history is never reached, whatever its number, and only a new beginning helps.
+of this replica's own generation will be reached, so whoever is there comes back later and keeps
+all it has: a client that is told to start over loses the mutations that it has not sent yet.
+
+Two copies of one upstream have the same states from the younger one on, unless upstream was
+restored to the past in between; the numbers do not tell. What a client was told from another copy,
+and that is newer than this one, is therefore believed to have happened, but proves no row.
 """
 
 from __future__ import annotations
@@ -34,20 +37,22 @@ class ReplicaWait:
         await self._queries.wait_for_version(version.state, REPLICA_WAIT_S)
 
     async def reach(self, version: ViewVersion, generation: Watermark | None) -> None:
-        """:meth:`wait`, then :meth:`require`; who waits in vain is told so at once."""
-        self._require_history(version, generation)
-        await self.wait(version)
+        """:meth:`wait`, then :meth:`require`."""
+        if generation is None or generation <= self._engine.state.replica_version:
+            await self.wait(version)
         self.require(version, generation)
 
     def require(self, version: ViewVersion, generation: Watermark | None) -> None:
-        """Raise ``ClientNotFound`` if ``version``, which a group of that ``generation`` was told,
-        is of another history than the replica; ``ServerOverloaded`` if it is yet to come."""
-        self._require_history(version, generation)
+        """Raise ``ServerOverloaded`` if ``version``, which a group of that ``generation`` was told,
+        is yet to come, and ``ClientNotFound`` if it is not known that it ever will."""
         replica = self._engine.state
+        own = replica.replica_version
+        if generation is not None and generation > own:
+            raise self._unknown(version)
         if replica.version >= version.state:
             return
-        if generation is None:
-            raise self.unknown(version)
+        if generation != own:
+            raise self._unknown(version)
         self.sent_away += 1
         raise ClientFacingError(
             "ServerOverloaded",
@@ -57,16 +62,13 @@ class ReplicaWait:
             maxBackoffMs=BEHIND_MAX_BACKOFF_MS,
         )
 
-    def _require_history(self, version: ViewVersion, generation: Watermark | None) -> None:
-        """A copy has all that its upstream had told before. What is newer than the copy, and was
-        told before the group was ever served from it, its upstream has lost."""
+    def is_of_another_copy(self, version: ViewVersion, generation: Watermark | None) -> bool:
+        """Whether what a group of that ``generation`` was told at ``version`` may be the history
+        of an upstream that lost it."""
         own = self._engine.state.replica_version
-        if generation is None or generation == own:
-            return
-        if generation > own or version.state > own:
-            raise self.unknown(version)
+        return generation not in (None, own) and version.state > own
 
-    def unknown(self, version: ViewVersion) -> ClientFacingError:
+    def _unknown(self, version: ViewVersion) -> ClientFacingError:
         return ClientFacingError(
             "ClientNotFound",
             f"{version.cookie()} is a state that this server's replica, made at "

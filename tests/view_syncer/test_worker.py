@@ -181,6 +181,7 @@ async def test_version_that_goes_back_ends_the_worker_and_its_clients_start_over
 ) -> None:
     """Upstream was restored to the past. To go on would be to poke cookies that go back, and to
     keep records and facts that are ahead of the replica."""
+    monkeypatch.setattr(replica_wait, "REPLICA_WAIT_S", 0.05)
     config = server_config(database, app_id, replica.path)
     async with doomed(replica, config, monkeypatch) as server:
         client = await server.connected(ALL_TASKS)

@@ -160,20 +160,18 @@ class GroupRecord:
         self.replica_version = replica_version
         return True
 
-    def is_of_lost_history(self, cookie: ViewVersion) -> bool:
-        """Whether ``cookie`` is newer than the copy of upstream and was issued before the group was
-        served from it: upstream was restored to the past, and the versions of what it lost were
-        given out a second time."""
-        return self._author_at(cookie) == NOBODY
-
     def was_known_at(self, cookie: ViewVersion) -> bool:
         """Whether the server that issued ``cookie`` knew what the record said of that version.
         Servers do not look at the record for changes of data; one that goes on issuing cookies
-        after another has written the record may have other queries in mind."""
-        if cookie.state == NO_STATE or cookie.issuer == NOBODY:
-            # Without rows; or a version of the record itself.
-            return True
-        return self._author_at(cookie) == cookie.issuer
+        after another has written the record may have other queries in mind. And what was issued
+        before the group was served from its present copy of upstream, but is newer than that, may
+        be of an upstream that was restored to the past since."""
+        if cookie.state == NO_STATE:
+            return True  # without rows
+        author = self._author_at(cookie)
+        if cookie.issuer == NOBODY:
+            return author != NOBODY  # a version of the record itself
+        return author == cookie.issuer
 
     def _author_at(self, version: ViewVersion) -> int | None:
         authors = [author for first, author in self.takeovers if first <= version]
