@@ -171,6 +171,28 @@ def test_concurrent_index_is_one_index(
     assert replicator.rows("SELECT \"unique\" FROM pragma_index_list('issue') WHERE name = 'by_title'") == [(1,)]  # fmt: skip  # noqa: E501
 
 
+@pytest.mark.parametrize(
+    "script",
+    [
+        "CREATE TABLE mine (id int PRIMARY KEY); INSERT INTO mine VALUES (1)",
+        "CREATE TEMP TABLE scratch (id int); CREATE INDEX ON scratch (id); DROP TABLE scratch",
+    ],
+    ids=["own table", "temporary table"],
+)
+def test_other_roles_go_on_changing_what_is_theirs(
+    replicator: Replicator, run_sql: RunSql, app_id: str, script: str
+) -> None:
+    """Migrations, and whoever uses temporary tables, seldom have the role of the replication."""
+    run_sql(f"{TABLES}; CREATE ROLE {app_id}; GRANT CREATE ON SCHEMA public TO {app_id}")
+    replicator.start()
+    try:
+        run_sql(f"SET ROLE {app_id}; {script}")
+        settle(replicator)
+        assert compare(replicator)
+    finally:
+        run_sql(f"DROP OWNED BY {app_id}; DROP ROLE {app_id}")
+
+
 def test_publication_changes_bring_existing_rows(
     new_replicator: NewReplicator, run_sql: RunSql, app_id: str
 ) -> None:
