@@ -138,4 +138,7 @@ BEGIN
 END
 $zc_body$;
 
+-- The triggers run with the rights of whoever runs the command, and so does the manual hook.
+GRANT USAGE ON SCHEMA {shard} TO PUBLIC;
+
 COMMENT ON FUNCTION {shard}.update_schemas() IS {version};
