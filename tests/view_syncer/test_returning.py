@@ -458,3 +458,42 @@ async def same_rows(server: Server, back: TestClient, group: str) -> None:
         if back.state.got == got:
             return
         group += "+"
+
+
+async def test_copy_of_a_restored_upstream_that_has_come_just_as_far_proves_nothing_of_the_old_one(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The version is the same, what it stands for is not; the worker went on."""
+    monkeypatch.setattr(worker, "LINGER_S", 0.0)
+    replica = server.replica
+    client = await server.connected(ALL_TASKS)
+    for number in range(5):
+        await client.wait_cookie(replica.write(edit_task("a", title=f"A{number}")))
+    await written_down(server)
+    before = replica.version
+    replica.resync("03", [{"id": "a", "title": "A"}])
+    while replica.version < before:
+        replica.write(put_task(f"x{replica.version}"))
+    await until(lambda: bool(server.fatal) or "x03" in client.titles)
+    assert not server.fatal
+    state = copied(client.state)
+    client.close()
+    await until(lambda: server.group() is None)
+    await server.worker._queries.wait_for_version(replica.write(delete_task("x03")), 10)  # type: ignore[arg-type]
+    again = await returned(server, state, client.client_id)
+    await again.wait_for(lambda: str(again.state.cookie) > before)
+    assert set(again.titles) == {"a", "x04", "x05"}
+
+
+async def test_copy_made_at_the_very_version_that_a_client_has_replaces_what_it_has(
+    server: Server,
+) -> None:
+    replica = server.replica
+    client = await server.connected(ALL_TASKS)
+    for number in range(5):
+        await client.wait_cookie(replica.write(edit_task("a", title=f"A{number}")))
+    await written_down(server)
+    generation = replica.version
+    replica.resync(generation, [{"id": "a", "title": "restored"}, {"id": "b", "title": "B"}])
+    await client.wait_cookie(replica.write(put_task("x")))
+    assert client.titles == {"a": "restored", "b": "B", "x": ""}
