@@ -66,7 +66,7 @@ class ReplicaWait:
         """Whether what a group of that ``generation`` was told at ``version`` may be the history
         of an upstream that lost it."""
         own = self._engine.state.replica_version
-        return generation not in (None, own) and version.state > own
+        return generation not in (None, own) and version.state >= own
 
     def _unknown(self, version: ViewVersion) -> ClientFacingError:
         return ClientFacingError(

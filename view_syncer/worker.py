@@ -401,15 +401,16 @@ class Worker:
         for group in self._all_groups():
             group.invalidate()
         before = self._queries.version
-        if version >= before:
+        if version > before:
             self._queries.set_version(version)
             self._spawn(self._rebuild())
             return
-        # Cookies and facts of this life are ahead of the replica, and would be taken for those of
-        # what comes. Without permissions nobody is served any more.
+        # Cookies and facts of this life are ahead of the replica, or of the same version of another
+        # history, and would be taken for those of what comes. Without permissions nobody is served
+        # any more.
         reason = (
-            f"the replica went back from {before} to {version}: a copy of a restored upstream or "
-            "an older backup took its place; the worker starts over"
+            f"the replica did not go on from {before}, it is at {version}: a copy of a restored "
+            "upstream or an older backup took its place; the worker starts over"
         )
         self._facts.give_up(reason)
         self._on_fatal(ReplicaError(reason))

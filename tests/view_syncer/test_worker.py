@@ -25,6 +25,7 @@ from tests.view_syncer.server import (
     until,
 )
 from tests.view_syncer.test_client_group import Gate, failure, refused
+from tests.view_syncer.test_returning import written_down
 from view_syncer import replica_wait
 from view_syncer import worker as module
 from view_syncer.cvr.store import ConcurrentModification, StoreUnavailable
@@ -192,7 +193,7 @@ async def test_version_that_goes_back_ends_the_worker_and_its_clients_start_over
         state = copied(client.state)
         replica.resync("03", [{"id": "a", "title": "A"}, {"id": "b", "title": "B"}])
         await until(lambda: bool(server.fatal))
-        assert "from 06 to 03" in str(server.fatal[0])
+        assert "from 06, it is at 03" in str(server.fatal[0])
         # What still runs until the process is gone serves nobody.
         late = server.client(ALL_TASKS, group="late")
         await late.connect()
@@ -204,6 +205,32 @@ async def test_version_that_goes_back_ends_the_worker_and_its_clients_start_over
         assert error.kind == "ClientNotFound"
         fresh = await restarted.connected(ALL_TASKS, group="fresh")
         assert fresh.titles == {"a": "A9", "b": "B"}
+
+
+@pytest.mark.parametrize("generation", ["03", "06"])
+async def test_copy_of_a_restored_upstream_that_has_come_just_as_far_proves_nothing(
+    database: str, app_id: str, replica: Replica, monkeypatch: pytest.MonkeyPatch, generation: str
+) -> None:
+    """The version is the same, what it stands for is not; perhaps the copy was even made there."""
+    config = server_config(database, app_id, replica.path)
+    async with doomed(replica, config, monkeypatch) as server:
+        client = await server.connected(ALL_TASKS)
+        for number in range(5):
+            await client.wait_cookie(replica.write(edit_task("a", title=f"A{number}")))
+        await written_down(server)
+        assert replica.version == "06"
+        state = copied(client.state)
+        replica.resync(generation, [{"id": "a", "title": "restored"}, {"id": "b", "title": "B"}])
+        while replica.version < "06":
+            replica.write(put_task(f"x{replica.version}"))
+        await until(lambda: bool(server.fatal))
+    async with serving(replica, config) as restarted:
+        replica.write(edit_task("b", title="B2"))
+        again = restarted.client(client_id=client.client_id, state=state)
+        await again.connect()
+        await again.wait_for(lambda: again.titles.get("b") == "B2")
+        assert again.titles["a"] == "restored"
+        assert set(again.titles) - {"x03", "x04", "x05"} == {"a", "b"}
 
 
 async def test_older_backup_of_the_same_copy_ends_the_worker_and_is_waited_for(

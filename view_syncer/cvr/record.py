@@ -19,14 +19,7 @@ import msgspec
 
 from zerocache.protocol.client_schema import ClientSchema
 from zerocache.protocol.messages import ClearQueries, DeleteQuery, PutQuery, QueryOp
-from zerocache.protocol.versions import (
-    MAX_CONFIG,
-    NEVER,
-    NO_STATE,
-    NOBODY,
-    ViewVersion,
-    Watermark,
-)
+from zerocache.protocol.versions import NEVER, NO_STATE, NOBODY, ViewVersion, Watermark
 
 DEFAULT_TTL_MS = 300_000.0
 MAX_TTL_MS = 600_000.0
@@ -155,7 +148,7 @@ class GroupRecord:
         if self.replica_version == replica_version:
             return False
         if self.replica_version is not None:
-            begins = ViewVersion(replica_version, MAX_CONFIG)
+            begins = ViewVersion(replica_version)
             self.takeovers = [*self.takeovers, (begins, NOBODY)][-MAX_TAKEOVERS:]
         self.replica_version = replica_version
         return True
