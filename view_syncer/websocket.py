@@ -66,7 +66,7 @@ class WebSocket(asyncio.Protocol):
         self._begun = False
         # The request as the library read it, if it was the one.
         self._unusual: Request | None = None
-        # The answer to a usual one, before which nothing must be sent.
+        # What the request is answered with. Nothing must be sent before it.
         self._answer = b""
         self._accepted = False
         self._loop = asyncio.get_running_loop()
@@ -162,8 +162,12 @@ class WebSocket(asyncio.Protocol):
     def accept(self) -> bool:
         """Answer the :attr:`request`, echoing the first offered subprotocol; False if it is not a
         valid upgrade (an HTTP error was sent instead), or withdrawn."""
-        if self._unusual is not None:
+        transport = self._transport
+        if self._unusual is not None and transport is not None and not transport.is_closing():
+            early = self._protocol.data_to_send()
             self._protocol.send_response(self._protocol.accept(self._unusual))
+            if self._protocol.state is State.OPEN:
+                self._answer = b"".join([*self._protocol.data_to_send(), *early])
         self._accepted = True
         if self.is_open:
             # What the caller says at once goes along.
@@ -241,7 +245,7 @@ class WebSocket(asyncio.Protocol):
         which may also come in pieces."""
         self._begun = True
         upgrade = None if self._compression else read_upgrade(data)
-        if upgrade is not None:
+        if upgrade is not None and not self.request.done():
             self._answer = upgrade.answer
             self.request.set_result(upgrade)
             return True
@@ -320,7 +324,7 @@ class WebSocket(asyncio.Protocol):
         if transport is None or transport.is_closing():
             self._protocol.data_to_send()
             return
-        if self._answer and not self._accepted:
+        if self.request.done() and not self._accepted:
             return
         chunks = [self._answer, *self._protocol.data_to_send()]
         self._answer = b""

@@ -62,9 +62,9 @@ class Port:
         self._accepted: asyncio.Queue[WebSocket] = asyncio.Queue()
         self.sockets: list[socket.socket] = []
 
-    async def start(self, write_limit: int = 1 << 20) -> None:
+    async def start(self, write_limit: int = 1 << 20, *, compression: bool = False) -> None:
         def accept() -> WebSocket:
-            server = WebSocket(max_size=MAX_SIZE, write_limit=write_limit)
+            server = WebSocket(max_size=MAX_SIZE, write_limit=write_limit, compression=compression)
             self._accepted.put_nowait(server)
             return server
 
@@ -111,20 +111,42 @@ async def port() -> AsyncIterator[Port]:
     await port.server.wait_closed()
 
 
-async def test_nothing_is_said_before_the_upgrade_is_answered(port: Port) -> None:
+@pytest.mark.parametrize("compression", [False, True])
+async def test_nothing_is_said_before_the_upgrade_is_answered(compression: bool) -> None:
+    port = Port()
+    await port.start(compression=compression)
     pair = await port.raw()
     await pair.send(request({}))
     await pair.server.request
     await pair.send(peer.encode_frame(peer.PING, b"early") + peer.encode_frame(peer.TEXT, b"too"))
-    assert await pair.server.receive() == b"too"
+    await pair.server._arrived.wait()
     with pytest.raises(BlockingIOError):
         pair.sock.recv(1, socket.MSG_PEEK)
     assert pair.server.accept()
+    assert await pair.server.receive() == b"too"
     said = b""
     async with asyncio.timeout(10):
         while b"early" not in said:
             said += await asyncio.get_running_loop().sock_recv(pair.sock, 65536)
     assert said.startswith(b"HTTP/1.1 101 ")
+    pair.sock.close()
+    port.server.close()
+
+
+@pytest.mark.parametrize("compression", [False, True])
+@pytest.mark.parametrize("version", ["13", "12"])
+async def test_a_peer_that_leaves_before_its_answer(compression: bool, version: str) -> None:
+    port = Port()
+    await port.start(compression=compression)
+    pair = await port.raw()
+    await pair.send(request({}).replace(b"Version: 13", b"Version: " + version.encode()))
+    await pair.server.request
+    pair.sock.close()
+    async with asyncio.timeout(10):
+        await pair.server.closed
+    assert not pair.server.accept()
+    assert await pair.server.receive() is None
+    port.server.close()
 
 
 async def test_a_request_in_pieces_is_accepted(port: Port) -> None:

@@ -12,7 +12,7 @@ import binascii
 import re
 from collections.abc import Mapping
 from typing import Any, Final
-from urllib.parse import quote, unquote_plus, unquote_to_bytes, urlsplit
+from urllib.parse import parse_qsl, quote, unquote_to_bytes, urlsplit
 
 import msgspec
 
@@ -51,20 +51,15 @@ def close_reason(text: str) -> str:
 
 def parse_connect_url(path_and_query: str) -> ConnectParams:
     """Read ``/sync/v51/connect?…``; the version's number is read but not judged here."""
-    path, _, query = path_and_query.partition("?")
-    if not path.startswith("/") or path.startswith("//") or "#" in query:
-        # Not what clients send, but a URL all the same; this is several times slower.
-        url = urlsplit(path_and_query)
-        path, query = url.path, url.query
-    match = _PATH.fullmatch(path)
+    url = urlsplit(path_and_query)
+    match = _PATH.fullmatch(url.path)
     if match is None:
         raise HandshakeRefused(
-            close_reason(f"{path[:60]} is not a sync URL: use [/BASE]/sync/vN/connect")
+            close_reason(f"{url.path[:60]} is not a sync URL: use [/BASE]/sync/vN/connect")
         )
     params: dict[str, str] = {}
-    for pair in query.split("&"):
-        name, _, value = pair.partition("=")
-        params.setdefault(_unquoted(name), _unquoted(value))
+    for name, value in parse_qsl(url.query, keep_blank_values=True):
+        params.setdefault(name, value)
     for name in _STORED & params.keys():
         fault = fault_of(params[name])
         if fault is not None:
@@ -82,10 +77,6 @@ def parse_connect_url(path_and_query: str) -> ConnectParams:
         profile_id=params.get("profileID") or f"cg{client_group_id}",
         debug_perf=params.get("debugPerf") == "true",
     )
-
-
-def _unquoted(text: str) -> str:
-    return unquote_plus(text) if "%" in text or "+" in text else text
 
 
 def _required(params: Mapping[str, str], name: str) -> str:
