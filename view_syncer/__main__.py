@@ -34,7 +34,7 @@ def main() -> int:
     parser.add_argument("--index", type=int, required=True)
     index: int = parser.parse_args().index
     config = Config.from_environment()
-    configure_logging(config.log, worker="syncer", workerIndex=index)
+    configure_logging(config.log, final=True, worker="syncer", workerIndex=index)
     control = ChildControl.from_environment()
     sys.setswitchinterval(max(2.0, config.yield_threshold_ms) / 1000 / SWITCHES_PER_YIELD)
     try:

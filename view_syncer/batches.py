@@ -1,9 +1,10 @@
 """Runs what many ask for at the same time as one piece of work.
 
 Owns the queue in front of a resource that costs per call rather than per item (a database). An
-item that finds a free lane goes alone and at once; while all lanes are busy, items gather and go
-together. Invariants: items of one batch arrived before its work began; every item gets its own
-result or its own failure; an item nobody waits for any more is dropped if its batch did not begin.
+item that finds all lanes free goes alone and at once; while one is busy, items gather and go
+together: when that one is free again, or by another lane once they are many. Invariants: items of
+one batch arrived before its work began; every item gets its own result or its own failure; an item
+nobody waits for any more is dropped if its batch did not begin.
 """
 
 from __future__ import annotations
@@ -15,6 +16,10 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+CROWD = 32
+"""So many items do not wait for a lane that is busy if there is another."""
 
 
 class Batches(Generic[T, R]):
@@ -32,7 +37,7 @@ class Batches(Generic[T, R]):
     ) -> None:
         self._work = work
         self._key = key
-        self._free_lanes = lanes
+        self._lanes = self._free_lanes = lanes
         self._max_items = max_items
         self._waiting: deque[tuple[T, asyncio.Future[R]]] = deque()
         self._running: set[asyncio.Task[None]] = set()
@@ -49,7 +54,8 @@ class Batches(Generic[T, R]):
             await asyncio.wait(self._running)
 
     def _start(self) -> None:
-        if self._free_lanes and self._waiting:
+        least = 1 if self._free_lanes == self._lanes else CROWD
+        if self._free_lanes and len(self._waiting) >= least:
             self._free_lanes -= 1
             lane = asyncio.get_running_loop().create_task(self._lane())
             self._running.add(lane)

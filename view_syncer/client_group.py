@@ -67,7 +67,6 @@ class Services:
     queries: QuerySource
     replica: ReplicaWait
     schemas: ClientSchemas
-    internal_schemas: frozenset[str]
     limits: ClientLimits
     on_empty: Callable[[ClientGroup], None]
     on_deleted_clients: Callable[[ClientGroup, list[str], ConnectionContext], None]
@@ -418,7 +417,7 @@ class ClientGroup:
 
     async def _check_schema(self, schema: ClientSchema) -> None:
         services = self._services
-        generation = await require_schema(services.engine, schema, services.internal_schemas)
+        generation = await require_schema(services.engine, schema, services.schemas)
         if self._record.replica_version is None:
             self._record.enter_generation(generation)
 

@@ -1,8 +1,9 @@
 """Differences of the present version, made once for all who need the same one.
 
-Many groups come back at once, and most of them have the same way to go. Owns what is kept of that:
-never of another version than the newest, never of a query that ended, and never more than the
-bounds say, whatever is sent by it. Runs on the engine's thread.
+Many groups come, or come back, at once, and most of them have the same way to go. Owns what is kept
+of that: only what a second one asked for, never of another version than the newest, never of a
+query that ended, and never more than the bounds say, whatever is sent by it. Runs where the engine
+does.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from zerocache.protocol.versions import Watermark
 MAX_DIFFERENCES = 64
 MAX_DIFFERENCE_BYTES = 64 * 1024 * 1024
 """Of all that are kept together. One that is larger by itself is made for each who needs it."""
+MAX_ASKED = 10_000
+"""Of so many that were asked for it is remembered that they were."""
 _OPERATION_BYTES = 64
 _HELD_BYTES = 160
 """Of an operation beside its text, and of a key that was held: about what they take in memory."""
@@ -48,6 +51,9 @@ class Differences:
         # With what each takes; the oldest first.
         self._made: dict[DifferenceKey, tuple[Difference, int]] = {}
         self._bytes = 0
+        # The hashes of what was asked for: by the first alone it is not kept. Two that are equal
+        # only cost one that is kept in vain.
+        self._asked: set[int] = set()
 
     def __len__(self) -> int:
         return len(self._made)
@@ -61,20 +67,32 @@ class Differences:
         if found is not None:
             return found[0]
         made = make()
+        if self._is_first(key):
+            return made
         size = _size(key, made)
         if size <= MAX_DIFFERENCE_BYTES:
             self._keep(key, made, size)
         return made
 
     def clear(self) -> None:
-        if self._made:
-            self._made.clear()
-            self._bytes = 0
+        self._made.clear()
+        self._asked.clear()
+        self._bytes = 0
 
     def ended(self, pipeline: Pipeline) -> None:
         """Nobody reads it any more, so nobody can need a difference it has part in."""
         for key in [key for key in self._made if pipeline in key.pipelines]:
             self._drop(key)
+
+    def _is_first(self, key: DifferenceKey) -> bool:
+        """Whether nobody asked for it yet."""
+        name = hash(key)
+        if name in self._asked:
+            return False
+        if len(self._asked) >= MAX_ASKED:
+            self._asked.clear()
+        self._asked.add(name)
+        return True
 
     def _keep(self, key: DifferenceKey, made: Difference, size: int) -> None:
         while self._made and (

@@ -1,9 +1,9 @@
-"""The engine's thread: runs the query engine beside the event loop and fans its results out.
+"""Runs the query engine beside the event loop and fans its results out.
 
-Owns the one thread that may touch the :class:`Engine` and the :class:`FanOut`. Results reach the
-event loop in the order in which the engine produced them, so whoever learns of a subscription at
-version *v* learns of every later advance after it. Never does I/O but SQLite; never touches a
-connection.
+Owns the :class:`Engine` and the :class:`FanOut`, which one job at a time may touch
+(:mod:`view_syncer.engine_jobs`). Results reach the event loop in the order in which the engine
+produced them, so whoever learns of a subscription at version *v* learns of every later advance
+after it. Never does I/O but SQLite; never touches a connection.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-import queue
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -23,10 +22,13 @@ import apsw
 import structlog
 
 from view_syncer.cvr.facts import Members, RowKey
+from view_syncer.engine_jobs import EngineJobs
 from view_syncer.fan_out import (
+    MOST_ROWS_AT_ONCE,
     FanOut,
     FullView,
     Group,
+    InternalQuery,
     Prepared,
     QueryKey,
     QueryMeasures,
@@ -93,7 +95,8 @@ class EngineHost:
         self._on_fatal = on_fatal
         self._on_wishes = on_wishes
         self._loop = asyncio.get_running_loop()
-        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._loop_thread = threading.get_ident()
+        self._jobs = EngineJobs(self._loop)
         self._advance_requested = threading.Event()
         # Advances that the event loop has not taken over yet, and whether another is wanted
         # meanwhile; both threads look at them, under the lock.
@@ -120,7 +123,7 @@ class EngineHost:
 
     async def close(self) -> None:
         await self._hydrator.close()
-        self._jobs.put(None)
+        self._jobs.end()
         await asyncio.to_thread(self._thread.join)
         self._readers.close()
 
@@ -196,7 +199,7 @@ class EngineHost:
         switch: Switch | None,
     ) -> dict[QueryKey, HydrationRequest]:
         rows = self._quick_rows
-        return await self._call(
+        return await self._call_short(
             lambda e: self._fan_out.begin(e, group, client, queries, prepared, rows, switch)
         )
 
@@ -221,7 +224,7 @@ class EngineHost:
         client: ClientTables,
         add: Mapping[QueryKey, Query],
         remove: Iterable[QueryKey],
-        internal: Mapping[QueryKey, tuple[Query, ClientTables]] | None = None,
+        internal: Mapping[QueryKey, InternalQuery] | None = None,
         prepared: Prepared | None = None,
     ) -> Reconciled:
         """Start and stop queries of a group. A key in both ``add`` and the running set is
@@ -247,6 +250,12 @@ class EngineHost:
         self, group: Group, client: ClientTables, held: frozenset[RowKey], base: Watermark
     ) -> FullView:
         """What a client that has the rows ``held`` of version ``base`` needs to have it all."""
+        most = MOST_ROWS_AT_ONCE
+        view = await self._call_short(
+            lambda e: self._fan_out.short_difference(e, group, client, held, base, most)
+        )
+        if view is not None:
+            return view
         return await self._call(lambda e: self._fan_out.difference(e, group, client, held, base))
 
     async def take_moves(self, keep_ended_s: float = math.inf) -> Taken:
@@ -299,37 +308,44 @@ class EngineHost:
         """Run a read-only function on the engine thread."""
         return await self._call(function)
 
-    # -- everything below runs on the engine thread ------------------------------------------
-
     async def _call(self, function: Callable[[Engine], T]) -> T:
         future: asyncio.Future[T] = self._loop.create_future()
-
-        def job() -> None:
-            try:
-                with damage.reported(self._path):
-                    result = function(self._engine)
-            except Exception as error:
-                self._post(_fail, future, error)
-                if self._moving:
-                    raise  # nobody can build on what that left behind
-            else:
-                self._post(_resolve, future, result)
-            self._examine_later(self._engine.take_new_plans())
-
-        self._jobs.put(job)
+        self._jobs.put(partial(self._answer, function, future))
         return await future
 
+    async def _call_short(self, function: Callable[[Engine], T]) -> T:
+        """The same for what takes no longer than the event loop may be held up."""
+        future: asyncio.Future[T] = self._loop.create_future()
+        self._jobs.put_short(partial(self._answer, function, future))
+        return await future
+
+    # -- everything below is run by jobs, but for what it says ---------------------------------
+
+    def _answer(self, function: Callable[[Engine], T], future: asyncio.Future[T]) -> None:
+        try:
+            with damage.reported(self._path):
+                result = function(self._engine)
+        except Exception as error:
+            self._post(_fail, future, error)
+            if self._moving:
+                raise  # nobody can build on what that left behind
+        else:
+            self._post(_resolve, future, result)
+        self._examine_later(self._engine.take_new_plans())
+
     def _post(self, callback: Callable[..., None], *args: Any) -> None:
-        if not self._loop.is_closed():
+        """In order, whichever thread this is."""
+        if threading.get_ident() == self._loop_thread:
+            self._loop.call_soon(callback, *args)
+        elif not self._loop.is_closed():
             self._loop.call_soon_threadsafe(callback, *args)
 
     def _run(self) -> None:
+        """The thread's life."""
         try:
-            while (job := self._jobs.get()) is not None:
-                with damage.reported(self._path):
-                    # Those who are served already go before whoever asks for something.
-                    self._advance_on_request()
-                    job()
+            with damage.reported(self._path):
+                # Those who are served already go before whoever asks for something.
+                self._jobs.run(before=self._advance_on_request)
         except BaseException as error:
             # An advance that failed half-way leaves pipelines between two versions.
             self._post(self._on_fatal, error)
@@ -340,7 +356,7 @@ class EngineHost:
         """One job each, behind whatever waits already."""
         if self._on_wishes is not None:
             for pipeline in pipelines:
-                self._jobs.put(partial(self._examine, pipeline))
+                self._jobs.put_later(partial(self._examine, pipeline))
 
     def _examine(self, pipeline: Pipeline) -> None:
         try:

@@ -9,7 +9,7 @@ to it.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Protocol
@@ -24,14 +24,16 @@ from view_syncer.ivm.hydration import EncodedRows, Hydration, HydrationRequest
 from view_syncer.ivm.pipeline import Pipeline
 from view_syncer.membership import MembershipLog, UnitId
 from zerocache.errors import QueryError
-from zerocache.protocol.versions import Watermark
+from zerocache.protocol.versions import NO_STATE, Watermark
 from zerocache.replica.schema import ReplicaSchema
-from zerocache.zql.ast import Query
+from zerocache.zql.ast import ColumnRef, LiteralRef, Query, Simple
 from zerocache.zql.shape import Instance
 
 QueryKey = str
 LONGEST_BEGINNING_S = 0.005
 """How long one group's queries may keep the engine before the rest of them goes elsewhere."""
+MOST_ROWS_AT_ONCE = 2_000
+"""What encoding them takes is still short."""
 
 
 @dataclass(slots=True)
@@ -115,11 +117,28 @@ class Prepared:
 
 
 @dataclass(frozen=True, slots=True)
+class InternalQuery:
+    """The rows of a bookkeeping table as ``client`` reads them: all, or those that have ``value``
+    in ``column``."""
+
+    table: str
+    client: ClientTables
+    column: str | None = None
+    value: str = ""
+
+    def query(self) -> Query:
+        if self.column is None:
+            return Query(table=self.table)
+        condition = Simple("=", ColumnRef(self.column), LiteralRef(self.value))
+        return Query(table=self.table, where=condition)
+
+
+@dataclass(frozen=True, slots=True)
 class Switch:
     """What else than queries to start makes up a reconciliation."""
 
     remove: set[QueryKey]
-    internal: Mapping[QueryKey, tuple[Query, ClientTables]]
+    internal: Mapping[QueryKey, InternalQuery]
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +165,10 @@ class _GroupQueries:
         self.internal: dict[QueryKey, Subscription] = {}
 
     def held(self) -> dict[str, set[int]]:
-        return _union(s.pipeline for s in self.client.values())
+        return _union(self.pipelines())
+
+    def pipelines(self) -> frozenset[Pipeline]:
+        return frozenset(s.pipeline for s in self.client.values())
 
 
 class FanOut:
@@ -157,6 +179,9 @@ class FanOut:
         self._groups: dict[Group, _GroupQueries] = {}
         self._readers: dict[Pipeline, dict[Group, set[QueryKey]]] = {}
         self._differences = Differences()
+        # What internal queries are under a schema: every group has the same, but for the value.
+        self._internal: dict[tuple[str, str | None, ClientTables], Instance] = {}
+        self._internal_schema: ReplicaSchema | None = None
 
     def void(self, known_to: Watermark) -> None:
         self._membership.void(known_to)
@@ -221,9 +246,10 @@ class FanOut:
         switch: Switch | None = None,
     ) -> dict[QueryKey, HydrationRequest]:
         """Start those of ``queries`` that are over at once; the group does not have them yet. With
-        a ``switch``, and if these are all, it has them. Returns what must be hydrated first."""
-        requests = _begin(engine, client, queries, prepared, quick_rows)
-        if switch is not None and not requests:
+        a ``switch``, and if these are all and no more than :data:`MOST_ROWS_AT_ONCE`, it has them.
+        Returns what must be hydrated first."""
+        requests, rows = _begin(engine, client, queries, prepared, quick_rows)
+        if switch is not None and not requests and rows <= MOST_ROWS_AT_ONCE:
             prepared.result = self.reconcile(
                 engine, group, client, queries, switch.remove, switch.internal, prepared
             )
@@ -237,7 +263,7 @@ class FanOut:
         client: ClientTables,
         add: Mapping[QueryKey, Query],
         remove: set[QueryKey],
-        internal: Mapping[QueryKey, tuple[Query, ClientTables]],
+        internal: Mapping[QueryKey, InternalQuery],
         prepared: Prepared,
     ) -> Reconciled:
         queries = self._groups.setdefault(group, _GroupQueries())
@@ -266,7 +292,7 @@ class FanOut:
         group: Group,
         client: ClientTables,
         add: Mapping[QueryKey, Query],
-        internal: Mapping[QueryKey, tuple[Query, ClientTables]],
+        internal: Mapping[QueryKey, InternalQuery],
         prepared: Prepared,
     ) -> Reconciled:
         queries = self._groups[group]
@@ -284,8 +310,11 @@ class FanOut:
             except apsw.SQLError as error:
                 failed[key] = QueryError(f"the query cannot be computed ({error}); make it simpler")
         result = Reconciled(engine.version, set(add) - failed.keys(), failed, [], [], {})
-        for key, (query, tables) in internal.items():
-            queries.internal[key] = self._join(engine, group, key, query, tables)
+        for key, rows in internal.items():
+            instance = self._instance_of(engine, rows)
+            queries.internal[key] = self._join(
+                engine, group, key, rows.query(), rows.client, instance
+            )
             if prepared.rows:
                 result.internal[key] = engine.rows(queries.internal[key])
         for hydration in prepared.hydrations:
@@ -303,41 +332,51 @@ class FanOut:
         result: Reconciled,
     ) -> None:
         """The difference to the rows there were ``before``."""
-        after = self._groups[group].held()
+        queries = self._groups[group]
         ready = [hydration.encoded for hydration in prepared.hydrations]
-        result.puts = self._encode_new(engine, group, client, before, after, result, ready)
-        if result.failed:
-            after = self._groups[group].held()  # without what turned out not to be sendable
-        gone = {t: rows - after.get(t, set()) for t, rows in before.items()}
-        result.dels = [text for _, _, text in engine.deletions(client, gone)]
+        try:
+            result.puts = self._encode_new(engine, queries, client, before, ready)
+        except QueryError:
+            result.puts = self._encode_each(engine, group, result)
+        if before:
+            after = queries.held()  # without what turned out not to be sendable
+            gone = {t: rows - after.get(t, set()) for t, rows in before.items()}
+            result.dels = [text for _, _, text in engine.deletions(client, gone)]
 
     def _encode_new(
         self,
         engine: Engine,
-        group: Group,
+        queries: _GroupQueries,
         client: ClientTables,
         before: Mapping[str, set[int]],
-        after: Mapping[str, set[int]],
-        result: Reconciled,
         ready: list[EncodedRows],
     ) -> list[str]:
-        """Rows only the new queries brought. If some cannot be sent, find out whose they are."""
-        fresh = {t: rows - before.get(t, set()) for t, rows in after.items()}
-        try:
+        """Rows only the new queries brought."""
+
+        def made() -> list[str]:
+            fresh = {t: rows - before.get(t, set()) for t, rows in queries.held().items()}
             return engine.encode_rows(client, fresh, ready)
-        except QueryError:
-            puts: list[str] = []
-            queries = self._groups[group]
-            for key in sorted(result.added):
-                subscription = queries.client[key]
-                try:
-                    puts.extend(engine.rows(subscription))
-                except QueryError as error:
-                    del queries.client[key]
-                    self._leave(engine, group, key, subscription)
-                    result.failed[key] = error
-            result.added -= result.failed.keys()
-            return puts
+
+        if before:
+            return made()
+        # All who begin with the same queries are sent the same.
+        key = DifferenceKey(engine.version, client, queries.pipelines(), frozenset(), NO_STATE)
+        return self._differences.get(key, lambda: Difference([], made())).puts
+
+    def _encode_each(self, engine: Engine, group: Group, result: Reconciled) -> list[str]:
+        """Some rows cannot be sent: find out whose they are."""
+        puts: list[str] = []
+        queries = self._groups[group]
+        for key in sorted(result.added):
+            subscription = queries.client[key]
+            try:
+                puts.extend(engine.rows(subscription))
+            except QueryError as error:
+                del queries.client[key]
+                self._leave(engine, group, key, subscription)
+                result.failed[key] = error
+        result.added -= result.failed.keys()
+        return puts
 
     def full_view(self, engine: Engine, group: Group) -> FullView:
         queries = self._groups.setdefault(group, _GroupQueries())
@@ -347,6 +386,23 @@ class FanOut:
         for key, subscription in queries.internal.items():
             view.internal[key] = engine.rows(subscription)
         return view
+
+    def short_difference(
+        self,
+        engine: Engine,
+        group: Group,
+        client: ClientTables,
+        held: frozenset[RowKey],
+        base: Watermark,
+        most_rows: int,
+    ) -> FullView | None:
+        """The same as :meth:`difference`, if there are no more than ``most_rows`` to be looked
+        at."""
+        queries = self._groups.get(group)
+        pipelines = () if queries is None else queries.pipelines()
+        if len(held) + sum(pipeline.size() for pipeline in pipelines) > most_rows:
+            return None
+        return self.difference(engine, group, client, held, base)
 
     def difference(
         self,
@@ -358,9 +414,8 @@ class FanOut:
     ) -> FullView:
         """What leads from ``held``, the rows somebody had at version ``base``, to the present."""
         queries = self._groups.setdefault(group, _GroupQueries())
-        pipelines = frozenset(s.pipeline for s in queries.client.values())
         dels, puts = self._differences.get(
-            DifferenceKey(engine.version, client, pipelines, held, base),
+            DifferenceKey(engine.version, client, queries.pipelines(), held, base),
             lambda: _difference(engine, client, queries.held(), held, base),
         )
         view = FullView(engine.version, puts, {}, dels)
@@ -379,6 +434,17 @@ class FanOut:
         queries = self._groups.get(group)
         running = {} if queries is None else queries.client
         return {key: _measures(s.pipeline) for key, s in running.items()}
+
+    def _instance_of(self, engine: Engine, rows: InternalQuery) -> Instance:
+        if self._internal_schema is not engine.schema:
+            self._internal_schema = engine.schema
+            self._internal.clear()
+        name = rows.table, rows.column, rows.client
+        known = self._internal.get(name)
+        if known is None:
+            known = self._internal[name] = engine.lift(rows.query(), rows.client)
+        # The value is the only literal there is.
+        return Instance(known.shape, tuple((param, rows.value) for param, _ in known.params))
 
     def _join(
         self,
@@ -421,10 +487,12 @@ def _begin(
     queries: Mapping[QueryKey, Query],
     prepared: Prepared,
     quick_rows: int,
-) -> dict[QueryKey, HydrationRequest]:
+) -> tuple[dict[QueryKey, HydrationRequest], int]:
     """Start those of ``queries`` that are over at once and need no more than ``quick_rows``.
-    Returns what must be hydrated for the others; those that make no sense fail."""
+    Returns what must be hydrated for the others, and how many rows at most there are of those that
+    run now; queries that make no sense fail."""
     requests: dict[QueryKey, HydrationRequest] = {}
+    rows = 0
     end = time.monotonic() + LONGEST_BEGINNING_S
     prepared.schema = engine.schema
     for key, query in queries.items():
@@ -435,6 +503,7 @@ def _begin(
             continue
         prepared.instances[key] = request.instance
         if isinstance(request, Pipeline):
+            rows += request.size()
             continue
         begun = None
         if quick_rows and time.monotonic() < end:
@@ -443,7 +512,8 @@ def _begin(
             requests[key] = request
         else:
             prepared.begun.append(begun)
-    return requests
+            rows += begun.size()
+    return requests, rows
 
 
 def drop_begun(engine: Engine, prepared: Prepared) -> None:
@@ -487,9 +557,9 @@ def _measures(pipeline: Pipeline) -> QueryMeasures:
     )
 
 
-def _union(pipelines: Iterable[Pipeline]) -> dict[str, set[int]]:
+def _union(pipelines: Collection[Pipeline]) -> dict[str, set[int]]:
     held: dict[str, set[int]] = {}
-    for pipeline in set(pipelines):
+    for pipeline in pipelines:
         for table, rows in pipeline.rows().items():
             if table in held:
                 held[table] |= rows

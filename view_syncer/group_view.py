@@ -33,7 +33,7 @@ from view_syncer.cvr.keeper import RecordKeeper
 from view_syncer.cvr.record import ConfigChange, GroupRecord, QueryHash
 from view_syncer.engine_host import EngineHost
 from view_syncer.fact_keeper import FactKeeper
-from view_syncer.fan_out import Group, GroupUpdate, Prepared, Switch
+from view_syncer.fan_out import Group, GroupUpdate, InternalQuery, Prepared, Switch
 from view_syncer.ivm.encode import ClientTables
 from view_syncer.poke import PokeBody, merge
 from view_syncer.queries import QuerySource, Wanted
@@ -200,7 +200,7 @@ class GroupView:
                 # only replace a cookie whose rows are known by one that nobody knows.
                 self._audience.restart(body.version)
             else:
-                self._audience.emit(body)
+                self._emit(body)
 
     async def _commit_deferred(self) -> None:
         if self._deferred is not None:
@@ -281,7 +281,7 @@ class GroupView:
                 await self._switch(wanted, add, remove, expired, prepared, epoch)
         return True
 
-    def _internal(self) -> dict[str, tuple[Query, ClientTables]]:
+    def _internal(self) -> dict[str, InternalQuery]:
         """The internal queries that do not run yet."""
         return {} if self._internal_running else self._queries.internal(self._record.group_id)
 
@@ -384,7 +384,14 @@ class GroupView:
         if gap:
             self._audience.restart(body.version)
         else:
-            self._audience.emit(*bodies)
+            self._emit(*bodies)
+
+    def _emit(self, *bodies: PokeBody) -> None:
+        """Poke what is this group's alone: nobody else will ask for its frames, which are as large
+        again as what they are made of, twice."""
+        self._audience.emit(*bodies)
+        for body in bodies:
+            body.forget_frames()
 
     async def _bring(self, clients: list[Client], epoch: int) -> None:
         """Bring clients here that recent pokes do not reach: by what they lack, if that can be

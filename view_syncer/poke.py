@@ -69,7 +69,7 @@ class PokeBody:
         """Number of operations, and about how many bytes they hold; looked at once, so for a body
         that is complete."""
         if self._weight is None:
-            rows = sum(len(row) for run in self.rows for row in run)
+            rows = sum(sum(map(len, run)) for run in self.rows)
             size = self.size()
             self._weight = size, rows + sum(map(len, self.mutations)) + 64 * size
         return self._weight

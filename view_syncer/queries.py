@@ -19,14 +19,14 @@ from view_syncer.context import ConnectionContext
 from view_syncer.cvr.facts import RESULTS_UNIT
 from view_syncer.cvr.record import QueryHash, QueryRecord
 from view_syncer.engine_host import EngineHost
-from view_syncer.fan_out import GroupUpdate
+from view_syncer.fan_out import GroupUpdate, InternalQuery
 from view_syncer.ivm.encode import ClientTables, PatchSql
 from view_syncer.poke import PokeBody
 from view_syncer.transform import NamedQuery, QueryTransformer, TransformedQuery
 from zerocache.errors import QueryError, UnsafeIntegerError
 from zerocache.protocol.versions import Watermark
 from zerocache.replica.sql import quote
-from zerocache.zql.ast import ColumnRef, LiteralRef, Query, Simple, parse_query, to_json
+from zerocache.zql.ast import Query, parse_query, to_json
 from zerocache.zql.permissions import apply_read_permissions
 
 log = structlog.get_logger(__name__)
@@ -95,8 +95,8 @@ class QuerySource:
         """The rows of the table, of whose changes this object hears from now on."""
         if table not in engine.state.schema:
             return ()
-        query = {name: (Query(table=table), tables)}
-        return (await engine.reconcile(self, tables, {}, (), query)).internal[name]
+        rows = {name: InternalQuery(table, tables)}
+        return (await engine.reconcile(self, tables, {}, (), rows)).internal[name]
 
     def forget_permissions(self) -> None:
         """The engine started over: nothing can be said of them before the next :meth:`watch`."""
@@ -221,11 +221,11 @@ class QuerySource:
 
     # -- internal queries ----------------------------------------------------------------------
 
-    def internal(self, group_id: str) -> dict[str, tuple[Query, ClientTables]]:
+    def internal(self, group_id: str) -> dict[str, InternalQuery]:
         """The bookkeeping queries every group runs."""
         return {
-            LMIDS: (_of_group(self._clients_table, group_id), self._lmids),
-            MUTATION_RESULTS: (_of_group(self._mutations_table, group_id), self._results),
+            LMIDS: InternalQuery(self._clients_table, self._lmids, _GROUP, group_id),
+            MUTATION_RESULTS: InternalQuery(self._mutations_table, self._results, _GROUP, group_id),
         }
 
     def add_internal(self, group_id: str, update: GroupUpdate, body: PokeBody) -> None:
@@ -256,6 +256,7 @@ class QuerySource:
 _UNCHANGED = Query(table="")
 """Stands for the AST of a query whose key says that it runs already."""
 
+_GROUP = "clientGroupID"
 _PERMISSIONS = "permissions"
 _PERMISSIONS_PUT = "coalesce(permissions, 'null')"
 _CLIENT_ROW = 'json_array("clientID", "lastMutationID")'
@@ -294,11 +295,6 @@ def _add_lmids(rows: Any, body: PokeBody) -> None:
                 "JSON number; correct the row in the upstream database"
             )
         body.lmids[client] = lmid
-
-
-def _of_group(table: str, group_id: str) -> Query:
-    condition = Simple("=", ColumnRef("clientGroupID"), LiteralRef(group_id))
-    return Query(table=table, where=condition)
 
 
 def _internal_tables(digest: str, table: str, put: str, del_: str) -> ClientTables:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from typing import Any
 
 from view_syncer.ivm.encode import ClientTables, SyncedTable
 from zerocache.errors import ClientFacingError
@@ -23,20 +24,35 @@ def client_tables(client: ClientSchema) -> ClientTables:
 
 
 class ClientSchemas:
-    """:func:`client_tables` of the schemas seen last: most client groups declare the same."""
+    """What is known of the schemas seen last: most client groups declare the same."""
 
-    def __init__(self, most: int = 64) -> None:
+    def __init__(self, internal_schemas: Collection[str] = (), most: int = 64) -> None:
+        self._internal_schemas = internal_schemas
         self._most = most
         self._tables: dict[bytes, ClientTables] = {}
+        # The replica's schema that was last found to have all that the client's declares.
+        self._fits: dict[bytes, ReplicaSchema] = {}
 
     def tables(self, client: ClientSchema) -> ClientTables:
+        """:func:`client_tables`, made once."""
         name = client.canonical()
         found = self._tables.get(name)
         if found is None:
-            if len(self._tables) >= self._most:
-                del self._tables[next(iter(self._tables))]
+            self._make_room(self._tables)
             found = self._tables[name] = client_tables(client)
         return found
+
+    def check(self, client: ClientSchema, replica: ReplicaSchema) -> None:
+        """:func:`check_client_schema`, of the same two once."""
+        name = client.canonical()
+        if self._fits.get(name) is not replica:
+            check_client_schema(client, replica, self._internal_schemas)
+            self._make_room(self._fits)
+            self._fits[name] = replica
+
+    def _make_room(self, known: dict[bytes, Any]) -> None:
+        if len(known) >= self._most:
+            del known[next(iter(known))]
 
 
 def check_client_schema(

@@ -8,10 +8,8 @@ comes back by itself.
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
 from view_syncer.engine_host import EngineHost
-from view_syncer.schema_check import check_client_schema
+from view_syncer.schema_check import ClientSchemas
 from zerocache.errors import ClientFacingError
 from zerocache.protocol.client_schema import ClientSchema
 from zerocache.protocol.versions import Watermark
@@ -19,12 +17,12 @@ from zerocache.replica.reader import load_unfinished
 
 
 async def require_schema(
-    engine: EngineHost, client: ClientSchema, internal_schemas: Collection[str]
+    engine: EngineHost, client: ClientSchema, schemas: ClientSchemas
 ) -> Watermark:
     """The generation of the replica that has all that ``client`` declares; raises
     ``SchemaVersionNotSupported``, or ``ServerOverloaded`` while something of it is being copied."""
     try:
-        return _check(engine, client, internal_schemas)
+        return _check(engine, client, schemas)
     except ClientFacingError:
         unfinished = await engine.read(lambda e: load_unfinished(e.db))
         waiting = [
@@ -33,7 +31,7 @@ async def require_schema(
         ]  # fmt: skip
         if not waiting:
             # It may have been filled between the two looks.
-            return _check(engine, client, internal_schemas)
+            return _check(engine, client, schemas)
         raise ClientFacingError(
             "ServerOverloaded",
             f"After a change of the database's schema the server is copying {', '.join(waiting)}; "
@@ -43,9 +41,7 @@ async def require_schema(
         ) from None
 
 
-def _check(
-    engine: EngineHost, client: ClientSchema, internal_schemas: Collection[str]
-) -> Watermark:
+def _check(engine: EngineHost, client: ClientSchema, schemas: ClientSchemas) -> Watermark:
     replica = engine.state
-    check_client_schema(client, replica.schema, internal_schemas)
+    schemas.check(client, replica.schema)
     return replica.replica_version

@@ -56,8 +56,9 @@ _PASSWORD_PARAMETER = re.compile(r"(\b(?:ssl)?password=)[^\s&\"']+", re.IGNORECA
 Event = MutableMapping[str, Any]
 
 
-def configure_logging(options: Log, **context: object) -> None:
-    """Set up logging; ``context`` (worker, workerIndex, taskID …) is on every line."""
+def configure_logging(options: Log, *, final: bool = False, **context: object) -> None:
+    """Set up logging; ``context`` (worker, workerIndex, taskID …) is on every line. After a
+    ``final`` one, loggers that were used take no notice of another."""
     level = _LEVELS[options.level]
     fixed = {"pid": os.getpid(), **context}
     render = _render_json if options.format == "json" else _render_text
@@ -70,8 +71,9 @@ def configure_logging(options: Log, **context: object) -> None:
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=_SplitLoggerFactory(),
-        # Loggers are created at import, before this runs, and tests configure repeatedly.
-        cache_logger_on_first_use=False,
+        # Making one at each use costs more than a message that is filtered out. But then it stays
+        # as it is, and tests configure repeatedly.
+        cache_logger_on_first_use=final,
     )
     _route_standard_library(level)
 

@@ -13,7 +13,7 @@ from tests.view_syncer.ivm.cases import c, q
 from tests.view_syncer.ivm.replica import Change, Replica, Row, Table, client_tables
 from view_syncer import differences
 from view_syncer.cvr.facts import RowKey
-from view_syncer.fan_out import FanOut, FullView, Prepared
+from view_syncer.fan_out import FanOut, FullView, Prepared, Reconciled
 from view_syncer.ivm.engine import Engine
 from view_syncer.membership import MembershipLog
 from zerocache.protocol.versions import Watermark
@@ -35,10 +35,17 @@ class World:
         self.log = MembershipLog()
         self.fan_out = FanOut(self.log)
 
-    def run(self, group: str, query: Query = ALL) -> None:
-        self.fan_out.reconcile(self.engine, group, CLIENT, {"q": query}, set(), {}, Prepared())
+    def run(self, group: str, query: Query = ALL) -> Reconciled:
+        return self.fan_out.reconcile(
+            self.engine, group, CLIENT, {"q": query}, set(), {}, Prepared()
+        )
 
     def back(self, group: str, held: frozenset[RowKey] = NOTHING, base: str = "00") -> FullView:
+        """As the first who comes so, and as the second."""
+        self.back_once(group, held, base)
+        return self.back_once(group, held, base)
+
+    def back_once(self, group: str, held: frozenset[RowKey], base: str) -> FullView:
         return self.fan_out.difference(self.engine, group, CLIENT, held, Watermark(base))
 
     def drop(self, group: str) -> None:
@@ -79,6 +86,32 @@ def test_groups_that_have_the_same_way_to_go_share_it(world: World) -> None:
     assert second.dels is first.dels
     assert world.back("a", frozenset({"gone"})).dels == ["gone"]
     assert len(world.kept) == 2
+
+
+def test_groups_that_begin_with_the_same_queries_are_sent_the_same(world: World) -> None:
+    made = [world.run(group).puts for group in "abc"]
+    assert len(made[0]) == 10
+    assert made[1] == made[0]
+    assert made[2] is made[1]
+    assert world.run("d", q("task", where=c("id", "=", "t1"))).puts == [
+        put for put in made[0] if '"t1"' in put
+    ]
+    world.advance(Change("put", "task", {"id": "t1", "title": "new"}))
+    after = [world.run(group).puts for group in "efg"]
+    assert after[2] is after[1]
+    assert sorted(after[2]) != sorted(made[2])
+    assert len(after[2]) == 10
+
+
+def test_what_only_one_asks_for_is_not_kept(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(differences, "MAX_ASKED", 3)
+    world.run("a")
+    for n in range(1, 9):
+        world.back_once("a", NOTHING, f"0{n}")
+    assert len(world.kept) == 0
+    assert len(world.kept._asked) <= 3
+    world.back_once("a", NOTHING, "08")
+    assert len(world.kept) == 1
 
 
 def test_what_is_kept_is_bounded_by_number(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

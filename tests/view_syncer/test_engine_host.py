@@ -446,7 +446,7 @@ async def test_what_is_begun_for_somebody_who_gives_up_meanwhile_ends(host: Engi
             raise AssertionError("it was cancelled before")
 
     asking = asyncio.create_task(ask())
-    await until(lambda: host._jobs.qsize() == 1)  # what begins it waits behind the other job
+    await until(lambda: host._jobs.unfinished == 2)  # what begins it waits behind the other job
     asking.cancel()
     await asyncio.gather(asking, return_exceptions=True)
     go_on.set()
@@ -467,7 +467,7 @@ async def test_advance_goes_before_the_jobs_that_wait(
     blocked = asyncio.create_task(host.read(hold_up))
     await asyncio.to_thread(entered.wait, 10)
     asked = asyncio.create_task(host.read(lambda engine: engine.version))
-    await until(lambda: host._jobs.qsize() == 1)
+    await until(lambda: host._jobs.unfinished == 2)
     version = replica.write(edit_task("a", title="A2"))
     host.notify()
     go_on.set()

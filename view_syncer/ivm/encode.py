@@ -250,6 +250,7 @@ class Encoder:
         return there
 
 
+_decode_rowids = msgspec.json.Decoder(list[int]).decode
 _ONE_STEP_ROWS = 500
 """Rows encoded at a time; with them the statement's answer is a text of some hundred kilobytes."""
 
@@ -272,19 +273,21 @@ def _row_by_row(db: apsw.Connection, sql: str, rowids: Iterable[int]) -> list[tu
 
 
 def _in_one_step(db: apsw.Connection, sql: str, rowids: list[int]) -> list[tuple[int, str]]:
+    # What is no single line, or nothing at all, makes more lines than there are rows.
     lines = (
         f"WITH found(row, text) AS ({sql}) "  # noqa: S608 (statements of this module)
-        "SELECT count(*), group_concat(row || ' ' || text, char(10)) FROM found"
+        "SELECT json_group_array(row), "
+        "group_concat(coalesce(text, char(10)), char(10)) FROM found"
     )
     try:
-        ((count, joined),) = db.execute(lines, (rowid_array(rowids),))
+        ((listed, joined),) = db.execute(lines, (rowid_array(rowids),))
     except (apsw.SQLError, apsw.TooBigError):
         return _row_by_row(db, sql, rowids)  # or is told what is wrong with which row
-    rows = joined.split("\n") if count else []
-    if len(rows) != count:
+    found = _decode_rowids(listed)
+    texts = joined.split("\n") if found else []
+    if len(found) != len(texts):
         return _row_by_row(db, sql, rowids)  # no JSON text of SQLite's has a line break
-    split = (row.partition(" ") for row in rows)
-    return [(int(rowid), text) for rowid, _, text in split]
+    return list(zip(found, texts, strict=True))
 
 
 def _encoded(

@@ -131,12 +131,18 @@ class Engine:
         """Which indexes the statements of a pipeline use, and which they miss."""
         return examine(pipeline.plan, self._current.db, pipeline.params)
 
+    def lift(self, query: Query, client: ClientTables) -> Instance:
+        """The query under :attr:`schema`; all instances of a shape share one object for it."""
+        instance = lift(query, self.schema, client.row_keys)
+        plan = self._plans.get(instance.shape)
+        return instance if plan is None else Instance(plan.shape, instance.params)
+
     def request(
         self, query: Query, client: ClientTables, *, rows: bool = True
     ) -> HydrationRequest | Pipeline:
         """The pipeline of ``query`` if it runs, else what a hydration elsewhere needs to know. With
         ``rows`` it is to encode them too."""
-        instance = self._lift(query, client)
+        instance = self.lift(query, client)
         running = self._pipelines.get(instance)
         if running is not None:
             return running
@@ -210,7 +216,7 @@ class Engine:
     ) -> Subscription:
         """Join the pipeline of ``query``, hydrating it here and now if it does not run.
         ``instance`` is what the query is under :attr:`schema`, if that is known."""
-        instance = instance or self._lift(query, client)
+        instance = instance or self.lift(query, client)
         pipeline = self._pipelines.get(instance)
         if pipeline is None:
             pipeline = self._start(instance)
@@ -317,12 +323,6 @@ class Engine:
         pipeline.hydrate(self._current.db)
         self._install(pipeline)
         return pipeline
-
-    def _lift(self, query: Query, client: ClientTables) -> Instance:
-        """The query under :attr:`schema`; all instances of a shape share one object for it."""
-        instance = lift(query, self.schema, client.row_keys)
-        plan = self._plans.get(instance.shape)
-        return instance if plan is None else Instance(plan.shape, instance.params)
 
     def _plan(self, instance: Instance) -> Plan:
         plan = self._plans.get(instance.shape)

@@ -17,7 +17,7 @@ import apsw
 import msgspec
 
 from view_syncer.ivm.plan import Level, Partition, partition_of
-from view_syncer.ivm.window import Entry, Window, key_length, make_entry
+from view_syncer.ivm.window import Entry, Window, key_length, make_entries, make_entry
 from zerocache.errors import QueryError
 from zerocache.zql.shape import SqlValue
 
@@ -408,7 +408,7 @@ class WindowLevel(_Base):
         visible = len(self.members)
         rows = iter(self._beginnings(db, partitions, sample.capacity))
         # In chunks, so that a query with a large limit is stopped before it fills the memory.
-        while chunk := [self._values(row) for row in islice(rows, _CHUNK_ROWS)]:
+        while chunk := make_entries(list(islice(rows, _CHUNK_ROWS)), self._order, self._kept):
             self._distribute(chunk, entries)
             self._check_size(visible + sum(min(len(e), self._limit) for e in entries.values()))
         for partition, found in entries.items():

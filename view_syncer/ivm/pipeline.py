@@ -121,6 +121,10 @@ class Pipeline:
             found.setdefault(state.level.table, set()).update(state.members)
         return found
 
+    def size(self) -> int:
+        """About :meth:`row_count`, at once: rows of several levels count several times."""
+        return sum(len(state.members) for state in self.levels)
+
     def row_count(self) -> int:
         return sum(len(rows) for rows in self.rows().values())
 

@@ -13,7 +13,8 @@ of a bound whatever else is kept of it. Entries and bounds are only ever compare
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
+from operator import neg
 from typing import Any, TypeAlias
 
 from view_syncer.ivm.plan import OrderColumn
@@ -77,6 +78,30 @@ def make_entry(row: Sequence[Any], order: Sequence[OrderColumn], kept: int) -> E
             parts.append(reversed_text(value) if isinstance(value, str) else -value)
     parts += row[: kept + 1]
     return tuple(parts)
+
+
+def make_entries(
+    rows: Sequence[Sequence[Any]], order: Sequence[OrderColumn], kept: int
+) -> list[Entry]:
+    """:func:`make_entry` of each, column by column: several times faster for many rows."""
+    columns = list(zip(*rows, strict=True))
+    parts: list[Iterable[Any]] = []
+    for position, descending in order:
+        made = _comparable(columns[position], descending) if columns else ()
+        if made is None:
+            return [make_entry(row, order, kept) for row in rows]
+        parts.append(made)
+    return list(zip(*parts, *columns[: kept + 1], strict=True))
+
+
+def _comparable(column: Collection[Any], descending: bool) -> Iterable[Any] | None:
+    """The values of an order column as parts of entries; None if they are not all of a kind."""
+    kinds = set(map(type, column))
+    if kinds <= {int, float}:
+        return map(neg, column) if descending else column
+    if kinds == {str}:
+        return map(reversed_text, column) if descending else column
+    return None
 
 
 def key_length(order: Sequence[OrderColumn]) -> int:

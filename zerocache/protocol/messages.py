@@ -9,7 +9,8 @@ either returns a complete message or raises ``InvalidMessage``; nothing else esc
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final, Literal, TypeAlias, TypeVar
+from functools import lru_cache
+from typing import Any, Final, Literal, TypeAlias, TypeVar, cast
 
 import msgspec
 
@@ -217,7 +218,7 @@ UpstreamMessage: TypeAlias = (
 
 class _WireInit(_Message, frozen=True):
     desired_queries_patch: list[_WireOp]
-    client_schema: ClientSchema | None = None
+    client_schema: msgspec.Raw = msgspec.Raw(b"null")
     deleted: DeleteClients | None = None
     user_push_url: str | None = None
     user_push_headers: dict[str, str] | None = None
@@ -320,10 +321,23 @@ def _query_op(op: _WireOp) -> QueryOp:
     return PutQuery(op.hash, op.ttl, query, ast_json, op.name, op.args)
 
 
+_decode_schema: Final = cast(
+    "Callable[[bytes], ClientSchema | None]", msgspec.json.Decoder(ClientSchema | None).decode
+)
+_known_schema: Final = lru_cache(maxsize=64)(_decode_schema)
+_MAX_KNOWN_SCHEMA: Final = 65_536
+
+
+def _client_schema(raw: msgspec.Raw) -> ClientSchema | None:
+    """Most clients declare the same one."""
+    text = bytes(raw)
+    return (_known_schema if len(text) <= _MAX_KNOWN_SCHEMA else _decode_schema)(text)
+
+
 def _init_connection(body: _WireInit) -> InitConnection:
     return InitConnection(
         desired_queries_patch=tuple(map(_query_op, body.desired_queries_patch)),
-        client_schema=body.client_schema,
+        client_schema=_client_schema(body.client_schema),
         deleted=body.deleted,
         user_push_url=body.user_push_url,
         user_push_headers=body.user_push_headers or {},

@@ -13,7 +13,6 @@ different types becomes a constant or a null test, so that no SQL engine gets to
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -56,13 +55,11 @@ RowKeys: TypeAlias = Mapping[str, tuple[str, ...]]
 """Primary key per table as the client declared it; completes orders (zql.md §1.4)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Const:
+class Const(msgspec.Struct, frozen=True):
     value: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Term:
+class Term(msgspec.Struct, frozen=True):
     """``column op parameter``; the parameter's type equals the column's. ``param`` is None for
     the tests that take none (``NULL``, ``NOT NULL``)."""
 
@@ -76,16 +73,14 @@ class Term:
     param: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Junction:
+class Junction(msgspec.Struct, frozen=True):
     """AND (``all=True``) or OR of at least two members."""
 
     all: bool
     members: tuple[Filter, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class ExistsFilter:
+class ExistsFilter(msgspec.Struct, frozen=True):
     negated: bool
     synced: bool
     """False under ``system: permissions``: such rows are never sent (zql.md §4.2)."""
@@ -97,42 +92,31 @@ class ExistsFilter:
 Filter: TypeAlias = Const | Term | Junction | ExistsFilter
 
 
-@dataclass(frozen=True, slots=True)
-class Cursor:
+class Cursor(msgspec.Struct, frozen=True):
     """Start bound: per order column the parameter's name, or None for a null bound."""
 
     params: tuple[str | None, ...]
     exclusive: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Related:
+class Related(msgspec.Struct, frozen=True):
     parent_columns: tuple[str, ...]
     child_columns: tuple[str, ...]
     node: Node
 
 
-@dataclass(frozen=True, slots=True)
-class Node:
+class Node(msgspec.Struct, frozen=True, cache_hash=True):
+    # Shapes are looked up several times for every query that starts.
+
     table: str
     where: Filter
     order: tuple[tuple[str, ast.Direction], ...]
     limit: int | None
     cursor: Cursor | None
     related: tuple[Related, ...]
-    # Shapes are looked up several times for every query that starts.
-    _hash: int = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        parts = (self.table, self.where, self.order, self.limit, self.cursor, self.related)
-        object.__setattr__(self, "_hash", hash(parts))
-
-    def __hash__(self) -> int:
-        return self._hash
 
 
-@dataclass(frozen=True, slots=True)
-class Instance:
+class Instance(msgspec.Struct, frozen=True):
     """One query, ready to run: what it asks (``shape``) and with which values (``params``)."""
 
     shape: Node
