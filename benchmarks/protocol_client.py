@@ -142,6 +142,8 @@ class SyncClient(asyncio.Protocol):
         self._key = websocket.new_key()
         self._wsid = secrets.token_hex(8)
         self._subprotocol = ""
+        self._init_in_header = True
+        self._request = b""
         # The bytes of the response head until it is complete, then None.
         self._head: bytes | None = b""
         self._reader = websocket.FrameReader()
@@ -150,29 +152,33 @@ class SyncClient(asyncio.Protocol):
 
     # -- what callers do ---------------------------------------------------------------
 
+    def prepare(self) -> None:
+        """Make the opening request now, so that :meth:`connect` only has to send it: for those of
+        whom many connect at once. The state must not change in between."""
+        host, port = self._address()
+        message = ["initConnection", self._init_body()]
+        self._subprotocol = encode_subprotocol(message, self._auth_token)
+        self._init_in_header = len(self._subprotocol) <= MAX_HEADER_LENGTH
+        if not self._init_in_header:
+            self._subprotocol = encode_subprotocol(None, self._auth_token)
+        self._request = websocket.upgrade_request(
+            f"{host}:{port}",
+            self._target(),
+            self._key,
+            {"Sec-WebSocket-Protocol": self._subprotocol},
+        )
+
     async def connect(self, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
         """Open the socket, send initConnection, and wait for ``connected``."""
-        host, port = self._url.hostname or "localhost", self._url.port or 80
-        await asyncio.get_running_loop().create_connection(lambda: self, host, port)
-        init = self._init_body()
-        message = ["initConnection", init]
-        self._subprotocol = encode_subprotocol(message, self._auth_token)
-        in_header = len(self._subprotocol) <= MAX_HEADER_LENGTH
-        if not in_header:
-            self._subprotocol = encode_subprotocol(None, self._auth_token)
-        self._write(
-            websocket.upgrade_request(
-                f"{host}:{port}",
-                self._target(),
-                self._key,
-                {"Sec-WebSocket-Protocol": self._subprotocol},
-            )
-        )
+        await asyncio.get_running_loop().create_connection(lambda: self, *self._address())
+        if not self._request:
+            self.prepare()
+        self._write(self._request)
         await self.wait_for(lambda: self.session.connected, timeout_s)
         if self.failure is not None:
             raise self.failure
-        if not in_header:
-            self.send("initConnection", init)
+        if not self._init_in_header:
+            self.send("initConnection", self._init_body())
 
     def change_queries(
         self, put: Iterable[DesiredQuery] = (), delete: Iterable[DesiredQuery | str] = ()
@@ -272,6 +278,9 @@ class SyncClient(asyncio.Protocol):
         self._fail(ConnectionLost(1006, str(exc or "")))
 
     # -- inside ------------------------------------------------------------------------
+
+    def _address(self) -> tuple[str, int]:
+        return self._url.hostname or "localhost", self._url.port or 80
 
     def _init_body(self) -> dict[str, Any]:
         body: dict[str, Any] = {

@@ -215,6 +215,14 @@ _poke_start = msgspec.json.Decoder(PokeStart)
 _poke_end = msgspec.json.Decoder(PokeEnd)
 _part = msgspec.json.Decoder(PokePart)
 _counted_part = msgspec.json.Decoder(CountedPart)
+# With the envelope: most bytes of a connection are of such messages, and are looked at once then.
+_PART_START = b'["pokePart",'
+_part_message: msgspec.json.Decoder[tuple[str, PokePart]] = msgspec.json.Decoder(
+    tuple[str, PokePart]
+)
+_counted_part_message: msgspec.json.Decoder[tuple[str, CountedPart]] = msgspec.json.Decoder(
+    tuple[str, CountedPart]
+)
 _parts: msgspec.json.Decoder[list[PokePart]] = msgspec.json.Decoder(list[PokePart])
 _counted_parts: msgspec.json.Decoder[list[CountedPart]] = msgspec.json.Decoder(list[CountedPart])
 
@@ -250,18 +258,24 @@ class SyncSession:
 
     def receive_text(self, data: bytes) -> Poke | Other | None:
         try:
+            if data.startswith(_PART_START):
+                self._may_poke("pokePart")
+                decoder = _part_message if self.state.keep_rows else _counted_part_message
+                self._add_part(decoder.decode(data)[1], len(data))
+                return None
             kind, body = _envelope.decode(data)
             return self._dispatch(kind, body, len(data))
         except msgspec.DecodeError as error:
             raise ProtocolViolation(f"malformed message ({error}): {data[:200]!r}") from error
 
     def _dispatch(self, kind: str, body: Raw, size: int) -> Poke | Other | None:
-        if self.ended:
+        if kind.startswith("poke"):
+            self._may_poke(kind)
+        elif self.ended:
             raise ProtocolViolation(f"{kind!r} was sent after a fatal error")
-        if kind.startswith("poke") and not self.connected:
-            raise ProtocolViolation(f"{kind!r} was sent before 'connected'")
         if kind == "pokePart":
-            self._add_part(body, size)
+            decoder = _part if self.state.keep_rows else _counted_part
+            self._add_part(decoder.decode(body), size)
             return None
         if kind == "pokeStart":
             self._start(_poke_start.decode(body))
@@ -269,6 +283,12 @@ class SyncSession:
         if kind == "pokeEnd":
             return self._end(_poke_end.decode(body))
         return self._other(kind, body)
+
+    def _may_poke(self, kind: str) -> None:
+        if self.ended:
+            raise ProtocolViolation(f"{kind!r} was sent after a fatal error")
+        if not self.connected:
+            raise ProtocolViolation(f"{kind!r} was sent before 'connected'")
 
     def receive_binary(self, data: bytes) -> None:
         """A chunk of a poke (§3.5)."""
@@ -315,8 +335,7 @@ class SyncSession:
             raise ProtocolViolation(f"{what} of poke {poke_id}, but the open poke is {current}")
         return self._poke
 
-    def _add_part(self, body: Raw, size: int) -> None:
-        part = (_part if self.state.keep_rows else _counted_part).decode(body)
+    def _add_part(self, part: PokePart | CountedPart, size: int) -> None:
         poke = self._open(part.poke_id, "part")
         if poke.chunks:
             raise ProtocolViolation(f"poke {part.poke_id} mixes text parts and chunks")
