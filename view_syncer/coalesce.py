@@ -6,7 +6,8 @@ both as they stand in the text. Never changes an operation, only which of them r
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import msgspec
 
@@ -25,17 +26,44 @@ class _RowOperation(msgspec.Struct, frozen=True):
 _decode = msgspec.json.Decoder(_RowOperation).decode
 
 
-def coalesced(runs: Iterable[Sequence[str]], keys: RowKeys) -> list[str]:
+Key = tuple[str, ...]
+
+
+def coalesced(
+    runs: Iterable[Sequence[str]], keys: RowKeys, unheld: Collection[Key] = ()
+) -> list[str]:
     """The last operation on each row: it makes the ones before it pointless. Deletions come
-    first."""
-    last: dict[tuple[str, ...], str] = {}
+    first; there are none of ``unheld``, rows that clients do not have."""
+    last: dict[Key, str] = {}
     for run in runs:
         for text in run:
             last[_key_of(text, keys)] = text
-    return sorted(last.values(), key=_is_put)
+    kept = (text for key, text in last.items() if key not in unheld or _is_put(text))
+    return sorted(kept, key=_is_put)
 
 
-def _key_of(text: str, keys: RowKeys) -> tuple[str, ...]:
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The row operations of an advance. ``fresh`` names, as deletions, rows it puts that clients
+    did not have before, unless it deletes another under the same key first."""
+
+    runs: Sequence[Sequence[str]]
+    fresh: Collection[str]
+
+
+def unheld_before(steps: Iterable[Step], keys: RowKeys) -> set[Key]:
+    """Of the rows that ``steps`` are about those that clients surely did not have before."""
+    unheld: dict[Key, bool] = {}
+    for step in steps:
+        fresh = {_key_of(text, keys) for text in step.fresh}
+        for run in step.runs:
+            for text in run:
+                key = _key_of(text, keys)
+                unheld.setdefault(key, key in fresh and _is_put(text))
+    return {key for key, surely in unheld.items() if surely}
+
+
+def _key_of(text: str, keys: RowKeys) -> Key:
     operation = _decode(text)
     columns = operation.id or operation.value or {}
     names = keys.get(operation.table)

@@ -41,13 +41,16 @@ class GroupUpdate:
     """One client group's share of an advance.
 
     ``share`` is equal for groups whose patch is made of exactly the same encoded pieces, so its
-    frames need to be built only once. ``internal`` holds the patches of internal queries.
-    ``failed`` names queries whose rows cannot be sent.
+    frames need to be built only once. ``fresh`` names, as deletions, the rows put of which none of
+    its queries yielded any before; one that is deleted here as well may be another under the same
+    key. ``internal`` holds the patches of internal queries. ``failed`` names queries whose rows
+    cannot be sent.
     """
 
     share: tuple[int, ...]
     dels: list[str] = field(default_factory=list)
     puts: list[list[str]] = field(default_factory=list)
+    fresh: list[str] = field(default_factory=list)
     internal: dict[QueryKey, RowPatch] = field(default_factory=dict)
     failed: dict[QueryKey, QueryError] = field(default_factory=dict)
 
@@ -221,16 +224,13 @@ class FanOut:
         advance: Advance,
     ) -> None:
         share: tuple[int, ...] = (id(patch),)
-        if patch.dels:
-            others = {s.pipeline for s in queries.client.values() if s.pipeline is not pipeline}
-            kept = [
-                text
-                for table, rowid, text in patch.dels
-                if not any(_stays(p, table, rowid, advance) for p in others)
-            ]
+        if patch.dels or patch.keys:
+            others = queries.pipelines() - {pipeline}
+            kept = _of_no_other(patch.dels, others, advance)
             if len(kept) != len(patch.dels):
                 share = (id(patch), id(update))
             update.dels.extend(kept)
+            update.fresh.extend(_of_no_other(patch.keys, others, advance))
         update.share += share
         if patch.puts:
             update.puts.append(patch.puts)
@@ -537,6 +537,19 @@ def _difference(
         changed[table] = (named.keys() - kept) | engine.changed_since(table, kept, base)
     dels = [key for key in held if key not in keys]
     return Difference(dels, engine.encode_rows(client, changed))
+
+
+def _of_no_other(
+    rows: Sequence[tuple[str, int, str]], others: Collection[Pipeline], advance: Advance
+) -> list[str]:
+    """The texts of the rows that none of ``others`` kept."""
+    if not others:
+        return [text for _, _, text in rows]
+    return [
+        text
+        for table, rowid, text in rows
+        if not any(_stays(pipeline, table, rowid, advance) for pipeline in others)
+    ]
 
 
 def _stays(pipeline: Pipeline, table: str, rowid: int, advance: Advance) -> bool:

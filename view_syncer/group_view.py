@@ -26,7 +26,7 @@ from view_syncer.bodies import (
     got_body,
     wiping,
 )
-from view_syncer.coalesce import coalesced
+from view_syncer.coalesce import Key, Step, coalesced, unheld_before
 from view_syncer.context import ConnectionContext
 from view_syncer.cvr.facts import Held
 from view_syncer.cvr.keeper import RecordKeeper
@@ -149,9 +149,21 @@ class GroupView:
 
     def _merged(self, version: Watermark, advances: Sequence[GroupAdvance]) -> GroupAdvance:
         assert self.tables is not None
-        bodies = [self._body_of(advance) for advance in advances]
-        body = merge(self._facts.version(version), bodies, self.tables.row_keys)
+        bodies, unheld = self._skipped(advances)
+        body = merge(self._facts.version(version), bodies, self.tables.row_keys, unheld)
         return GroupAdvance(version, GroupUpdate(()), body)
+
+    def _skipped(self, advances: Sequence[GroupAdvance]) -> tuple[list[PokeBody], set[Key]]:
+        """What clients were not shown because the permissions changed, and the rows that they
+        surely did not have before: if those are not to be shown in the end either, not even what
+        names them is."""
+        assert self.tables is not None
+        bodies = [self._body_of(advance) for advance in advances]
+        steps = [
+            Step(body.rows, advance.update.fresh)
+            for body, advance in zip(bodies, advances, strict=True)
+        ]
+        return bodies, unheld_before(steps, self.tables.row_keys)
 
     def _body_of(self, advance: GroupAdvance) -> PokeBody:
         update, body = advance.update, advance.shared
@@ -302,7 +314,7 @@ class GroupView:
                 self._owner, self.tables, add, remove, internal, prepared
             )
             result = await self._or_care(self._advances.of_engine(answer, epoch))
-        missed = self._take_barred(wanted, result.version, epoch)
+        missed, unheld = self._skipped(self._take_barred(wanted, result.version, epoch))
         self._internal_running = True
         for query in remove:
             del self._running[query]
@@ -321,7 +333,7 @@ class GroupView:
         body.add(missed)
         add_rows(body, result, self._queries, self._record.group_id)
         if missed:
-            body.rows = [coalesced(body.rows, self.tables.row_keys)]
+            body.rows = [coalesced(body.rows, self.tables.row_keys, unheld)]
         for query in expired:
             self._record.drop_query(query, change)
         if change:
@@ -330,7 +342,9 @@ class GroupView:
         if result.failed:
             report_failed(self._audience, self._record, result.failed)
 
-    def _take_barred(self, wanted: Wanted, version: Watermark, epoch: int) -> list[PokeBody]:
+    def _take_barred(
+        self, wanted: Wanted, version: Watermark, epoch: int
+    ) -> Sequence[GroupAdvance]:
         """The queries were switched at ``version``: what was kept back until then is part of the
         difference. Of rows it adds and that the switch takes away again nothing must remain."""
         self._advances.drain(version)
@@ -341,7 +355,7 @@ class GroupView:
             # The permissions changed between the question and the answer.
             self._start_over()
         self._advances.check(epoch)
-        return [self._body_of(advance) for advance in self._advances.take(version)]
+        return self._advances.take(version)
 
     def _next_version(self, state: Watermark) -> ViewVersion:
         """The version of a poke at the replica's ``state``. An object that did not see how the

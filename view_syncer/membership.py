@@ -158,7 +158,8 @@ class MembershipLog:
                 unit = self._units.get((pipeline, client))
                 if unit is not None and not unit.mute:
                     left = [text for _, _, text in patch.dels]
-                    unit.pending.append(Move(advance.version, left, patch.keys))
+                    came = [text for _, _, text in patch.keys]
+                    unit.pending.append(Move(advance.version, left, came))
                     unit.moved += len(left) + len(patch.keys)
                     self._dirty.add(unit)
         for pipeline, client in advance.failed:

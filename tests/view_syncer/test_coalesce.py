@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.view_syncer.server import ALL_TASKS, Server, copied, edit_task, row_ops
-from view_syncer.coalesce import coalesced
+from view_syncer.coalesce import Step, coalesced, unheld_before
 from zerocache.protocol import downstream
 
 KEYS = {"one": ("id",), "two": ("b", "a")}
@@ -63,6 +63,48 @@ def as_put(text: str) -> str:
 def test_deletions_come_first(runs: list[list[str]]) -> None:
     kinds = [json.loads(text)["op"] for text in coalesced(runs, KEYS)]
     assert kinds == sorted(kinds)
+
+
+def row(key: str) -> str:
+    return json.dumps({"id": key})
+
+
+@st.composite
+def advances(draw: st.DrawFn) -> tuple[set[str], list[Step]]:
+    """What clients hold, and what a few advances do to it: deletions first, as in each."""
+    holds = draw(st.sets(st.sampled_from("abcd")))
+    present, steps = set(holds), []
+    for _ in range(draw(st.integers(0, 4))):
+        gone = draw(st.sets(st.sampled_from(sorted(present)))) if present else set()
+        put = draw(st.sets(st.sampled_from("abcd")))
+        fresh = {key for key in put if key not in present}
+        # What was deleted first may be called fresh, and what is fresh need not be.
+        fresh |= draw(st.sets(st.sampled_from("abcd"))) & put & gone
+        steps.append(
+            Step(
+                [
+                    [downstream.del_row("one", row(key)) for key in sorted(gone)],
+                    [downstream.put_row("one", row(key)) for key in sorted(put)],
+                ],
+                [downstream.del_row("one", row(key)) for key in sorted(fresh)],
+            )
+        )
+        present = present - gone | put
+    return holds, steps
+
+
+@given(advances(), st.lists(operations()))
+def test_rows_that_nobody_had_and_nobody_is_to_have_are_not_named(
+    skipped: tuple[set[str], list[Step]], switch: list[str]
+) -> None:
+    holds, steps = skipped
+    state = applied([downstream.put_row("one", row(key)) for key in holds], {})
+    runs = [*(run for step in steps for run in step.runs), switch]
+    result = coalesced(runs, KEYS, unheld_before(steps, KEYS))
+    assert applied(result, state) == applied([text for run in runs for text in run], state)
+    skipped_keys = {downstream.del_row("one", row(key)) for key in "abcd" if key not in holds}
+    touched = {text for step in steps for text in step.fresh}
+    assert not skipped_keys & touched & set(result)
 
 
 def test_rows_of_a_table_nobody_declared_stay_as_they_are() -> None:

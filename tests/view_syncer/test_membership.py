@@ -128,7 +128,9 @@ class World:
         if query is not None:
             left, entered = query.rows - rows, rows - query.rows
             query.rows = rows
-            patch = RowPatch(dels=[("t", 1, key) for key in left], keys=list(entered))
+            patch = RowPatch(
+                dels=[("t", 1, key) for key in left], keys=[("t", 2, key) for key in entered]
+            )
             advance = Advance(old, self.watermark)
             advance.patches[cast(Pipeline, query)] = {TABLES: patch}
             self.log.note(advance)

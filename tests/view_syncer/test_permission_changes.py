@@ -153,6 +153,31 @@ async def test_permissions_that_change_back_before_they_were_applied_hid_what_wa
     assert "secret" not in titles
 
 
+async def test_row_that_was_never_to_be_seen_is_not_even_named(
+    server: Server, replica: Replica, app_id: str
+) -> None:
+    """A key may say as much as a row: an address, a name."""
+    client = await server.connected(ALL_TASKS, ALL_TAGS)
+    replica.write(put_task("secret"), deployed(app_id, ONLY_TAGS), put_tag("t"))
+    await client.wait_for(lambda: set(client.state.rows) == {("tag", ("t",))})
+    named = {key for poke in client.pokes for _, key in row_ops(poke)}
+    assert named == {"a", "b", "c", "t"}
+
+
+async def test_row_that_came_and_went_while_permissions_hid_it_is_not_even_named(
+    server: Server, replica: Replica, app_id: str
+) -> None:
+    client = await server.connected(ALL_TASKS, ALL_TAGS)
+    async with server.group()._lock:
+        await seen(server, deployed(app_id, ONLY_TAGS), put_task("secret"))
+        await seen(server, delete_task("secret"))
+        await seen(server, deployed(app_id, PERMISSIONS))
+    await client.wait_cookie(replica.write(put_task("e")))
+    assert set(client.titles) == {"a", "b", "c", "e"}
+    named = {key for poke in client.pokes for _, key in row_ops(poke)}
+    assert named == {"a", "b", "c", "e"}
+
+
 async def test_permissions_that_change_back_leave_what_follows_them_as_it_is(
     server: Server, replica: Replica, app_id: str
 ) -> None:

@@ -73,12 +73,13 @@ class RowPatch:
     ``dels`` carry table and rowid (in the older snapshot) so that a group can drop the deletion
     of a row another of its queries still holds. All dels of a poke go before all puts: a key that
     moved to another row is then put again after its deletion. ``keys`` name, as the deletions
-    they may need one day, the rows among ``puts`` that clients did not have under their key.
+    they may need one day, the rows among ``puts`` that the query did not yield under their key
+    before; the rowid is 0 if it yielded the row under another.
     """
 
     dels: list[tuple[str, int, str]] = field(default_factory=list)
     puts: list[str] = field(default_factory=list)
-    keys: list[str] = field(default_factory=list)
+    keys: list[tuple[str, int, str]] = field(default_factory=list)
 
 
 def register_functions(db: apsw.Connection) -> None:
@@ -172,7 +173,8 @@ class Encoder:
             gone = (rowid for rowid in change.left if rowid in before)
             patch.dels.extend((table, rowid, before[rowid]) for rowid in gone)
             self._rekeyed(table, change.edited, before, after, patch)
-            patch.keys.extend(after[rowid] for rowid in change.entered if rowid in after)
+            came = (rowid for rowid in change.entered if rowid in after)
+            patch.keys.extend((table, rowid, after[rowid]) for rowid in came)
             patch.puts.extend(puts.values())
         return patch
 
@@ -218,7 +220,7 @@ class Encoder:
             if text is not None and after.get(rowid) != text:
                 patch.dels.append((table, 0, text))
                 if rowid in after:
-                    patch.keys.append(after[rowid])
+                    patch.keys.append((table, 0, after[rowid]))
 
     def _table(self, name: str) -> PatchSql | None:
         if name not in self._sql:
