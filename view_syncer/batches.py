@@ -22,6 +22,10 @@ CROWD = 32
 """So many items do not wait for a lane that is busy if there is another."""
 
 
+GATHERING_TURNS = 3
+"""Of the event loop, before a batch goes."""
+
+
 class Batches(Generic[T, R]):
     """``work`` gets the items of a batch in order of arrival and returns as many results, where
     an exception is one item's failure; what it raises is the failure of all. Items with the same
@@ -59,14 +63,30 @@ class Batches(Generic[T, R]):
             self._free_lanes -= 1
             lane = asyncio.get_running_loop().create_task(self._lane())
             self._running.add(lane)
-            lane.add_done_callback(self._running.discard)
+            lane.add_done_callback(self._ended)
+
+    def _ended(self, lane: asyncio.Task[None]) -> None:
+        self._running.discard(lane)
+        if lane.cancelled():
+            # The program ends: nobody would come for what waits.
+            while self._waiting:
+                self._waiting.popleft()[1].cancel()
 
     async def _lane(self) -> None:
         try:
-            while batch := self._take():
+            while batch := await self._gather():
                 await self._run([item for item, _ in batch], [future for _, future in batch])
         finally:
             self._free_lanes += 1
+
+    async def _gather(self) -> list[tuple[T, asyncio.Future[R]]]:
+        """The next batch. A busy event loop is given the time to bring more; an idle one takes
+        none."""
+        for _ in range(GATHERING_TURNS):
+            if len(self._waiting) >= self._max_items:
+                break
+            await asyncio.sleep(0)
+        return self._take()
 
     def _take(self) -> list[tuple[T, asyncio.Future[R]]]:
         batch: dict[Hashable, tuple[T, asyncio.Future[R]]] = {}

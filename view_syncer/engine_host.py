@@ -9,10 +9,9 @@ after it. Never does I/O but SQLite; never touches a connection.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,7 +37,7 @@ from view_syncer.fan_out import (
     drop_begun,
 )
 from view_syncer.hydrator import Hydrator
-from view_syncer.intake import Intake
+from view_syncer.intake import Intake, Turn
 from view_syncer.ivm.encode import ClientTables, Encoder
 from view_syncer.ivm.engine import Engine
 from view_syncer.ivm.hydration import HydrationLimits, HydrationRequest
@@ -67,6 +66,46 @@ class EngineState:
     version: Watermark
     replica_version: Watermark
     schema: ReplicaSchema
+
+
+class Preparation:
+    """Queries on their way, from :meth:`begin` to :meth:`end`, or for the length of an ``async
+    with`` block."""
+
+    def __init__(
+        self,
+        turn: Turn,
+        prepared: Prepared,
+        prepare: Callable[[], Awaitable[None]],
+        release: Callable[[], None],
+    ) -> None:
+        self._turn = turn
+        self._prepared = prepared
+        self._prepare = prepare
+        self._release = release
+        self._begun = False
+
+    async def begin(self) -> Prepared:
+        await self._turn.begin()
+        self._begun = True
+        await self._prepare()
+        return self._prepared
+
+    def end(self) -> None:
+        """Must follow :meth:`begin`, also if that failed."""
+        if self._begun:
+            self._release()
+        self._turn.end()
+
+    async def __aenter__(self) -> Prepared:
+        try:
+            return await self.begin()
+        except BaseException:
+            self.end()
+            raise
+
+    async def __aexit__(self, *_: object) -> None:
+        self.end()
 
 
 class EngineHost:
@@ -139,8 +178,7 @@ class EngineHost:
         has an answer of a later one."""
         return self._state
 
-    @contextlib.asynccontextmanager
-    async def prepared(
+    def prepared(
         self,
         group: Group,
         client: ClientTables,
@@ -150,45 +188,34 @@ class EngineHost:
         rows: bool = True,
         before: Callable[[], Awaitable[None]] | None = None,
         switch: Switch | None = None,
-    ) -> AsyncIterator[Prepared]:
+    ) -> Preparation:
         """Hydrate those of ``queries`` that nobody runs, for a :meth:`reconcile` inside the block;
         on other threads, unless they are over at once. The engine goes on advancing meanwhile.
         Only so many blocks are open at a time; ``urgent`` is for whoever has clients that are
         served. ``rows`` as for :meth:`reconcile`. ``before`` is called before anything is waited
         for that may take long. With a ``switch`` the reconciliation follows at once, if there is
         nothing to wait for; then the result has its outcome."""
-        async with (
-            self._intake.turn(urgent=urgent),
-            self._prepared(group, client, queries, rows, before, switch) as prepared,
-        ):
-            yield prepared
-
-    @contextlib.asynccontextmanager
-    async def _prepared(
-        self,
-        group: Group,
-        client: ClientTables,
-        queries: Mapping[QueryKey, Query],
-        rows: bool,
-        before: Callable[[], Awaitable[None]] | None,
-        switch: Switch | None,
-    ) -> AsyncIterator[Prepared]:
         prepared = Prepared(rows=rows)
-        try:
+
+        async def prepare() -> None:
             requests = await self._begin(group, client, queries, prepared, switch)
-            if requests and before is not None:
+            if not requests:
+                return
+            if before is not None:
                 await before()
             hydrating = (self._hydrate(group, key, r, prepared) for key, r in requests.items())
             # All of them are over before any failure is raised, so that no result is left behind.
             for failure in await asyncio.gather(*hydrating, return_exceptions=True):
                 if failure is not None:
                     raise failure
-            yield prepared
-        finally:
+
+        def release() -> None:
             self._hydrator.release(prepared.hydrations)
             if not prepared.reconciled:
                 # Behind whatever of it is still under way.
                 self._jobs.put(lambda: drop_begun(self._engine, prepared))
+
+        return Preparation(self._intake.turn(urgent=urgent), prepared, prepare, release)
 
     async def _begin(
         self,

@@ -12,7 +12,7 @@ never a part.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TypeVar
 
@@ -279,18 +279,19 @@ class GroupView:
             before=self._commit_deferred,
             switch=switch,
         )
-        async with AsyncExitStack() as stack:
-            if switch is not None:
-                stack.enter_context(self._advances.held())
-            entering = stack.enter_async_context(preparing)
-            prepared = await self._or_care(self._advances.of_engine(entering, epoch))
-            if wanted.permissions != self._queries.permissions_number:
-                if prepared.result is None:
-                    return False
-                self._start_over()
-                self._advances.check(epoch)
-            with self._advances.held():
-                await self._switch(wanted, add, remove, expired, prepared, epoch)
+        with nullcontext() if switch is None else self._advances.held():
+            try:
+                beginning = self._advances.of_engine(preparing.begin(), epoch)
+                prepared = await self._or_care(beginning)
+                if wanted.permissions != self._queries.permissions_number:
+                    if prepared.result is None:
+                        return False
+                    self._start_over()
+                    self._advances.check(epoch)
+                with self._advances.held():
+                    await self._switch(wanted, add, remove, expired, prepared, epoch)
+            finally:
+                preparing.end()
         return True
 
     def _internal(self) -> dict[str, InternalQuery]:

@@ -17,8 +17,7 @@ import asyncio
 import contextlib
 import random
 from collections import deque
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 
 from zerocache.errors import ClientFacingError
 
@@ -38,16 +37,40 @@ RATE_AFTER_S = 3.0
 the plans that the others share."""
 
 
-class _Turn:
-    """Ends once, by itself or because it took too long to be counted any longer."""
+class Turn:
+    """One turn of an :class:`Intake`, from :meth:`begin` to :meth:`end`, or for the length of an
+    ``async with`` block. It is counted until then, or until it took too long to be."""
 
-    def __init__(self, on_end: Callable[[], None]) -> None:
-        self._on_end: Callable[[], None] | None = on_end
+    def __init__(self, intake: Intake, *, urgent: bool) -> None:
+        self._intake = intake
+        self._urgent = urgent
+        self._counted = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def begin(self) -> None:
+        """Wait for the turn."""
+        await self._intake._take(urgent=self._urgent)
+        self._counted = True
+        # A query that takes long waits for its thread, and costs the event loop nothing.
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(self._intake.longest_s, self._count_out)
 
     def end(self) -> None:
-        on_end, self._on_end = self._on_end, None
-        if on_end is not None:
-            on_end()
+        """Also of one that did not begin."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._count_out()
+
+    def _count_out(self) -> None:
+        if self._counted:
+            self._counted = False
+            self._intake._ended_one()
+
+    async def __aenter__(self) -> None:
+        await self.begin()
+
+    async def __aexit__(self, *_: object) -> None:
+        self.end()
 
 
 class Intake:
@@ -59,7 +82,7 @@ class Intake:
         spread: Callable[[], float] = random.random,
         longest_s: float = LONGEST_TURN_S,
     ) -> None:
-        self._longest_s = longest_s
+        self.longest_s = longest_s
         self._clock = clock or asyncio.get_running_loop().time
         self._spread = spread
         self.limit = MOST_TURNS // 2
@@ -95,21 +118,14 @@ class Intake:
             maxBackoffMs=round(backoff_s * 2000),
         )
 
-    @asynccontextmanager
-    async def turn(self, *, urgent: bool) -> AsyncIterator[None]:
-        """Wait for a turn, and have it for the length of the block."""
+    def turn(self, *, urgent: bool) -> Turn:
+        return Turn(self, urgent=urgent)
+
+    async def _take(self, *, urgent: bool) -> None:
         if self._running >= self.limit:
             await self._wait(self._urgent if urgent else self._waiting)
         else:
             self._running += 1
-        # A query that takes long waits for its thread, and costs the event loop nothing.
-        turn = _Turn(self._ended_one)
-        timer = asyncio.get_running_loop().call_later(self._longest_s, turn.end)
-        try:
-            yield
-        finally:
-            timer.cancel()
-            turn.end()
 
     def _ended_one(self) -> None:
         self._running -= 1

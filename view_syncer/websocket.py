@@ -190,9 +190,13 @@ class WebSocket(asyncio.Protocol):
         return message
 
     def send_text(self, data: bytes) -> None:
-        if self.is_open:
+        if not self.is_open:
+            return
+        if self._protocol.extensions or not self._accepted:
             self._protocol.send_text(data)
             self._flush()
+        else:
+            self._flush(wire.text(data))
 
     def send_frames(self, runs: Sequence[bytes]) -> None:
         """Frames made by :mod:`view_syncer.wire`, which other sockets may be sent as well."""
@@ -319,7 +323,8 @@ class WebSocket(asyncio.Protocol):
         if many:
             self._pause_reading()
 
-    def _flush(self, *, answer: bool = True) -> None:
+    def _flush(self, frame: bytes = b"", *, answer: bool = True) -> None:
+        """Send what the protocol has to say, and then ``frame``."""
         transport = self._transport
         if transport is None or transport.is_closing():
             self._protocol.data_to_send()
@@ -327,6 +332,8 @@ class WebSocket(asyncio.Protocol):
         if self.request.done() and not self._accepted:
             return
         chunks = [self._answer, *self._protocol.data_to_send()]
+        if frame:
+            chunks.append(frame)
         self._answer = b""
         # One system call for all; an empty one, which can only be the last, stands for the end.
         if data := b"".join(chunks):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from view_syncer.batches import Batches
+from view_syncer.batches import CROWD, GATHERING_TURNS, Batches
 
 
 class Resource:
@@ -26,7 +26,7 @@ class Resource:
 
 
 async def started(count: int) -> None:
-    for _ in range(count):
+    for _ in range(count + GATHERING_TURNS):
         await asyncio.sleep(0)
 
 
@@ -41,6 +41,21 @@ async def test_first_item_goes_alone_and_what_comes_meanwhile_goes_together() ->
     resource.gate.set()
     assert await asyncio.gather(first, *others) == [n * 10 for n in range(13)]
     assert resource.batches == [[0], list(range(1, 11)), [11, 12]]
+
+
+async def test_further_lane_is_for_a_crowd() -> None:
+    resource = Resource()
+    batches = Batches(resource.work, key=str, lanes=2, max_items=CROWD)
+    tasks = [asyncio.create_task(batches.run(0))]
+    await started(3)
+    tasks += [asyncio.create_task(batches.run(n)) for n in range(1, CROWD)]
+    await started(3)
+    assert resource.batches == [[0]]
+    tasks.append(asyncio.create_task(batches.run(CROWD)))
+    await started(3)
+    assert resource.batches == [[0], list(range(1, CROWD + 1))]
+    resource.gate.set()
+    assert await asyncio.gather(*tasks) == [n * 10 for n in range(CROWD + 1)]
 
 
 async def test_failure_of_one_item_is_not_that_of_its_batch() -> None:
@@ -101,11 +116,13 @@ def test_every_item_is_worked_on_once_and_equal_keys_are_never_together(
     asyncio.run(run())
 
 
-async def test_cancelled_work_cancels_those_who_wait() -> None:
+@pytest.mark.parametrize("turns", [-GATHERING_TURNS, 3])
+async def test_cancelled_work_cancels_those_who_wait(turns: int) -> None:
     resource = Resource()
     batches = Batches(resource.work, key=str, lanes=1, max_items=10)
     waiting = asyncio.create_task(batches.run(1))
-    await started(3)
+    await asyncio.sleep(0)
+    await started(turns)
     (lane,) = batches._running
     lane.cancel()
     with pytest.raises(asyncio.CancelledError):
