@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -37,6 +36,8 @@ from tests.view_syncer.server import (
     until,
 )
 from view_syncer.cvr.store import ConcurrentModification, StoreUnavailable
+from view_syncer.engine_host import Preparation
+from view_syncer.fan_out import Prepared
 from zerocache.protocol.versions import lexi_encode
 
 Task = Coroutine[Any, Any, Any]
@@ -835,20 +836,19 @@ async def test_reset_while_a_query_hydrates_beside_the_engine(
     so none is ever cancelled."""
     first = await server.connected(ALL_TASKS)
     group, engine = server.group(), server.worker._engine
-    prepare = engine.prepared
+    begin = Preparation.begin
 
-    @asynccontextmanager
-    async def prepared(*args: Any, **options: Any) -> AsyncIterator[Any]:
-        async with prepare(*args, **options) as ready:
-            monkeypatch.undo()
-            group.invalidate()
-            await engine.drop(group)
-            yield ready
+    async def then_lost(preparing: Preparation) -> Prepared:
+        ready = await begin(preparing)
+        monkeypatch.undo()
+        group.invalidate()
+        await engine.drop(group)
+        return ready
 
-    monkeypatch.setattr(engine, "prepared", prepared)
+    monkeypatch.setattr(Preparation, "begin", then_lost)
     first.change_queries(put=[ALL_TAGS])
     await first.wait_for(lambda: ALL_TAGS.hash in first.state.desired[first.client_id])
-    await until(lambda: engine.prepared == prepare)
+    await until(lambda: Preparation.begin is begin)
     group.schedule(group.rebuild())
     await first.wait_got(ALL_TAGS)
     assert first.failure is None

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -41,6 +40,8 @@ from tests.view_syncer.test_client_group import Gate, failure
 from tests.view_syncer.test_returning import written_down
 from tests.view_syncer.test_schema_gate import drop_column
 from view_syncer import advances, worker
+from view_syncer.engine_host import Preparation
+from view_syncer.fan_out import Prepared
 from zerocache.protocol.versions import Watermark
 from zerocache.replica.types import SQLiteValue
 from zerocache.replica.writer import ReplicaWriter
@@ -487,21 +488,22 @@ async def test_row_that_cannot_be_sent_is_nobodys_failure_if_only_a_hydration_ha
     """The engine does not know yet that the permissions changed with it."""
     client = await server.connected(ALL_TAGS)
     engine = server.worker._engine
-    notify, prepared = engine.notify, engine.prepared
+    notify, begin, end = engine.notify, Preparation.begin, Preparation.end
 
-    @asynccontextmanager
-    async def ahead(*args: Any, **options: Any) -> AsyncIterator[Any]:
-        monkeypatch.setattr(engine, "prepared", prepared)
+    async def ahead(preparing: Preparation) -> Prepared:
+        monkeypatch.setattr(Preparation, "begin", begin)
         monkeypatch.setattr(engine, "notify", lambda: None)
         replica.write(put_task("big", n=2**53), deployed(app_id, ONLY_TAGS))
-        try:
-            async with prepared(*args, **options) as made:
-                yield made
-        finally:
-            monkeypatch.setattr(engine, "notify", notify)
-            notify()
+        return await begin(preparing)
 
-    monkeypatch.setattr(engine, "prepared", ahead)
+    def told(preparing: Preparation) -> None:
+        end(preparing)
+        monkeypatch.setattr(Preparation, "end", end)
+        monkeypatch.setattr(engine, "notify", notify)
+        notify()
+
+    monkeypatch.setattr(Preparation, "begin", ahead)
+    monkeypatch.setattr(Preparation, "end", told)
     client.change_queries(put=[ALL_TASKS])
     await client.wait_got(ALL_TASKS)
     version = replica.write(put_tag("t"))
