@@ -530,13 +530,12 @@ def _difference(
     base: Watermark,
 ) -> Difference:
     present = engine.keys_by_row(client, rows)
-    keys = {key for named in present.values() for key in named.values()}
+    keys = set(chain.from_iterable(named.values() for named in present.values()))
     changed: dict[str, set[int]] = {}
     for table, named in present.items():
         kept = {rowid for rowid, key in named.items() if key in held}
         changed[table] = (named.keys() - kept) | engine.changed_since(table, kept, base)
-    dels = [key for key in held if key not in keys]
-    return Difference(dels, engine.encode_rows(client, changed))
+    return Difference(list(held - keys), engine.encode_rows(client, changed))
 
 
 def _of_no_other(

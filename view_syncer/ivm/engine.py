@@ -287,6 +287,8 @@ class Engine:
         """Those of ``rowids`` whose content may differ from what it was at ``version``."""
         if self.schema[table].min_row_version > version:
             return rowids
+        if version == self.version:
+            return set()
         return changed_since(self._current.db, table, rowids, version)
 
     def reads(self, subscription: Subscription) -> bool:
