@@ -1,8 +1,8 @@
 """Storms: many client groups at once, new or returning, and the memory that each one costs.
 
 *Same*: all groups ask one query (a page of 100 rows). *Own*: each asks for its own project. The
-clock runs from the first connection attempt until the last group is complete. Memory is the
-growth of the server's PSS over groups with the two-level tree, divided by their number.
+clock runs from the first connection attempt until the last group is complete; the clients of the
+wave before have just left, as they have when a network fails for a moment. Memory is the growth of the server's PSS over groups with the two-level tree, divided by their number.
 """
 
 from __future__ import annotations
@@ -126,6 +126,7 @@ def _touch(bench: Workbench, project: int) -> None:
 async def _memory(
     bench: Workbench, server: Server, case: str, instance: Callable[[int], int]
 ) -> Outcome:
+    await server.settled()
     before = server.usage().pss_mb
     wave = await _new_groups(
         bench, server, _MEMORY_GROUPS, lambda n: queries.tree(_TREE_ISSUES, instance(n))
