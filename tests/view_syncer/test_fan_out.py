@@ -69,7 +69,7 @@ class Store:
     def receive(self, update: GroupUpdate) -> None:
         puts = [text for run in update.puts for text in run]
         new = self.named(puts) - self.rows.keys()
-        fresh = self.named(update.fresh)
+        fresh = self.named([text for run in update.fresh for text in run])
         # Whatever is new is said to be, and what is said to be was not there, or goes first.
         assert new <= fresh
         assert fresh - new <= self.named(update.dels)
