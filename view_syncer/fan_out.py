@@ -173,6 +173,9 @@ class _GroupQueries:
     def pipelines(self) -> frozenset[Pipeline]:
         return frozenset(s.pipeline for s in self.client.values())
 
+    def internal_pipelines(self) -> frozenset[Pipeline]:
+        return frozenset(s.pipeline for s in self.internal.values())
+
 
 class FanOut:
     """The groups of one worker. :meth:`void` after the engine was reset or replaced."""
@@ -251,12 +254,36 @@ class FanOut:
         a ``switch``, and if these are all and no more than :data:`MOST_ROWS_AT_ONCE`, it has them.
         Returns what must be hydrated first."""
         requests, rows = _begin(engine, client, queries, prepared, quick_rows)
-        if switch is not None and not requests and rows <= MOST_ROWS_AT_ONCE:
+        if switch is None or requests or rows > MOST_ROWS_AT_ONCE:
+            return requests
+        if self._begin_internal(engine, switch.internal, prepared, MOST_ROWS_AT_ONCE - rows):
             prepared.result = self.reconcile(
                 engine, group, client, queries, switch.remove, switch.internal, prepared
             )
             prepared.reconciled = True
         return requests
+
+    def _begin_internal(
+        self,
+        engine: Engine,
+        internal: Mapping[QueryKey, InternalQuery],
+        prepared: Prepared,
+        most_rows: int,
+    ) -> bool:
+        """Start those that are over at once; whether all run now and need no more rows than that:
+        nothing bounds what an application keeps there."""
+        for rows in internal.values():
+            instance = self._instance_of(engine, rows)
+            request = engine.request(rows.query(), rows.client, instance, rows=False)
+            if isinstance(request, Pipeline):
+                most_rows -= request.size()
+                continue
+            begun = engine.start_quickly(request, max(1, most_rows))
+            if begun is None:
+                return False
+            prepared.begun.append(begun)
+            most_rows -= begun.size()
+        return most_rows >= 0
 
     def reconcile(
         self,
@@ -401,8 +428,8 @@ class FanOut:
         """The same as :meth:`difference`, if there are no more than ``most_rows`` to be looked
         at."""
         queries = self._groups.get(group)
-        pipelines = () if queries is None else queries.pipelines()
-        if len(held) + sum(pipeline.size() for pipeline in pipelines) > most_rows:
+        running = [] if queries is None else [*queries.pipelines(), *queries.internal_pipelines()]
+        if len(held) + sum(pipeline.size() for pipeline in running) > most_rows:
             return None
         return self.difference(engine, group, client, held, base)
 
