@@ -2,7 +2,8 @@
 
 *Same*: all groups ask one query (a page of 100 rows). *Own*: each asks for its own project. The
 clock runs from the first connection attempt until the last group is complete; the clients of the
-wave before have just left, as they have when a network fails for a moment. Memory is the growth of the server's PSS over groups with the two-level tree, divided by their number.
+wave before have just left, as they have when a network fails for a moment. Memory is the growth of
+the server's PSS over groups with the two-level tree, divided by their number.
 """
 
 from __future__ import annotations

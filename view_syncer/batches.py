@@ -2,9 +2,9 @@
 
 Owns the queue in front of a resource that costs per call rather than per item (a database). An
 item that finds all lanes free goes alone and at once; while one is busy, items gather and go
-together: when that one is free again, or by another lane once they are many. Invariants: items of
-one batch arrived before its work began; every item gets its own result or its own failure; an item
-nobody waits for any more is dropped if its batch did not begin.
+together: when that one is free again, or by another lane once they are many or that takes long.
+Invariants: items of one batch arrived before its work began; every item gets its own result or its
+own failure; an item nobody waits for any more is dropped if its batch did not begin.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ R = TypeVar("R")
 
 
 CROWD = 32
-"""So many items do not wait for a lane that is busy if there is another."""
+PATIENCE_S = 0.1
+"""So many items, or one for so long, do not wait for a lane that is busy if there is another."""
 
 
 GATHERING_TURNS = 3
@@ -45,6 +46,8 @@ class Batches(Generic[T, R]):
         self._max_items = max_items
         self._waiting: deque[tuple[T, asyncio.Future[R]]] = deque()
         self._running: set[asyncio.Task[None]] = set()
+        # Set while items wait for a lane that is busy although another is free.
+        self._patience: asyncio.TimerHandle | None = None
 
     async def run(self, item: T) -> R:
         future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
@@ -58,12 +61,24 @@ class Batches(Generic[T, R]):
             await asyncio.wait(self._running)
 
     def _start(self) -> None:
-        least = 1 if self._free_lanes == self._lanes else CROWD
-        if self._free_lanes and len(self._waiting) >= least:
-            self._free_lanes -= 1
-            lane = asyncio.get_running_loop().create_task(self._lane())
-            self._running.add(lane)
-            lane.add_done_callback(self._ended)
+        if not (self._free_lanes and self._waiting):
+            return
+        if self._free_lanes == self._lanes or len(self._waiting) >= CROWD:
+            self._start_lane()
+        elif self._patience is None:
+            loop = asyncio.get_running_loop()
+            self._patience = loop.call_later(PATIENCE_S, self._lose_patience)
+
+    def _lose_patience(self) -> None:
+        self._patience = None
+        if self._free_lanes and self._waiting:
+            self._start_lane()
+
+    def _start_lane(self) -> None:
+        self._free_lanes -= 1
+        lane = asyncio.get_running_loop().create_task(self._lane())
+        self._running.add(lane)
+        lane.add_done_callback(self._ended)
 
     def _ended(self, lane: asyncio.Task[None]) -> None:
         self._running.discard(lane)

@@ -50,7 +50,7 @@ class GroupUpdate:
     share: tuple[int, ...]
     dels: list[str] = field(default_factory=list)
     puts: list[list[str]] = field(default_factory=list)
-    fresh: list[str] = field(default_factory=list)
+    fresh: list[Sequence[str]] = field(default_factory=list)
     internal: dict[QueryKey, RowPatch] = field(default_factory=dict)
     failed: dict[QueryKey, QueryError] = field(default_factory=dict)
 
@@ -173,6 +173,9 @@ class _GroupQueries:
     def pipelines(self) -> frozenset[Pipeline]:
         return frozenset(s.pipeline for s in self.client.values())
 
+    def internal_pipelines(self) -> frozenset[Pipeline]:
+        return frozenset(s.pipeline for s in self.internal.values())
+
 
 class FanOut:
     """The groups of one worker. :meth:`void` after the engine was reset or replaced."""
@@ -195,6 +198,7 @@ class FanOut:
     def updates(self, advance: Advance) -> dict[Group, GroupUpdate]:
         """Of every advance that resets nothing, what each group gets."""
         self._differences.clear()
+        remains = _Remains(advance)
         updates: dict[Group, GroupUpdate] = {}
         for pipeline, patches in advance.patches.items():
             for group, keys in self._readers.get(pipeline, {}).items():
@@ -211,7 +215,7 @@ class FanOut:
                     elif internal is not None:
                         update.internal[key] = patch
                     else:
-                        self._add_patch(update, patch, pipeline, queries, advance)
+                        self._add_patch(update, patch, pipeline, queries, remains)
                         break  # equal queries under several hashes share one pipeline and patch
         return updates
 
@@ -221,16 +225,17 @@ class FanOut:
         patch: RowPatch,
         pipeline: Pipeline,
         queries: _GroupQueries,
-        advance: Advance,
+        remains: _Remains,
     ) -> None:
         share: tuple[int, ...] = (id(patch),)
         if patch.dels or patch.keys:
             others = queries.pipelines() - {pipeline}
-            kept = _of_no_other(patch.dels, others, advance)
+            kept = remains.of_no_other(patch.dels, others)
             if len(kept) != len(patch.dels):
                 share = (id(patch), id(update))
             update.dels.extend(kept)
-            update.fresh.extend(_of_no_other(patch.keys, others, advance))
+            if patch.keys:
+                update.fresh.append(remains.of_no_other(patch.keys, others))
         update.share += share
         if patch.puts:
             update.puts.append(patch.puts)
@@ -249,12 +254,36 @@ class FanOut:
         a ``switch``, and if these are all and no more than :data:`MOST_ROWS_AT_ONCE`, it has them.
         Returns what must be hydrated first."""
         requests, rows = _begin(engine, client, queries, prepared, quick_rows)
-        if switch is not None and not requests and rows <= MOST_ROWS_AT_ONCE:
+        if switch is None or requests or rows > MOST_ROWS_AT_ONCE:
+            return requests
+        if self._begin_internal(engine, switch.internal, prepared, MOST_ROWS_AT_ONCE - rows):
             prepared.result = self.reconcile(
                 engine, group, client, queries, switch.remove, switch.internal, prepared
             )
             prepared.reconciled = True
         return requests
+
+    def _begin_internal(
+        self,
+        engine: Engine,
+        internal: Mapping[QueryKey, InternalQuery],
+        prepared: Prepared,
+        most_rows: int,
+    ) -> bool:
+        """Start those that are over at once; whether all run now and need no more rows than that:
+        nothing bounds what an application keeps there."""
+        for rows in internal.values():
+            instance = self._instance_of(engine, rows)
+            request = engine.request(rows.query(), rows.client, instance, rows=False)
+            if isinstance(request, Pipeline):
+                most_rows -= request.size()
+                continue
+            begun = engine.start_quickly(request, max(1, most_rows))
+            if begun is None:
+                return False
+            prepared.begun.append(begun)
+            most_rows -= begun.size()
+        return most_rows >= 0
 
     def reconcile(
         self,
@@ -399,8 +428,8 @@ class FanOut:
         """The same as :meth:`difference`, if there are no more than ``most_rows`` to be looked
         at."""
         queries = self._groups.get(group)
-        pipelines = () if queries is None else queries.pipelines()
-        if len(held) + sum(pipeline.size() for pipeline in pipelines) > most_rows:
+        running = [] if queries is None else [*queries.pipelines(), *queries.internal_pipelines()]
+        if len(held) + sum(pipeline.size() for pipeline in running) > most_rows:
             return None
         return self.difference(engine, group, client, held, base)
 
@@ -538,26 +567,54 @@ def _difference(
     return Difference(list(held - keys), engine.encode_rows(client, changed))
 
 
-def _of_no_other(
-    rows: Sequence[tuple[str, int, str]], others: Collection[Pipeline], advance: Advance
-) -> list[str]:
-    """The texts of the rows that none of ``others`` kept."""
-    if not others:
-        return [text for _, _, text in rows]
-    return [
-        text
-        for table, rowid, text in rows
-        if not any(_stays(pipeline, table, rowid, advance) for pipeline in others)
-    ]
+class _Remains:
+    """What of the rows that queries lost or got in an advance other queries kept. It is found out
+    once for any two queries, not for each group that has both: groups are many, rows may be."""
 
+    def __init__(self, advance: Advance) -> None:
+        self._advance = advance
+        # By the lists they were made of, which the advance keeps.
+        self._texts: dict[int, list[str]] = {}
+        self._rowids: dict[int, dict[str, set[int]]] = {}
+        self._kept: dict[tuple[int, Pipeline], set[tuple[str, int]]] = {}
 
-def _stays(pipeline: Pipeline, table: str, rowid: int, advance: Advance) -> bool:
-    """Whether another query kept the row through the whole advance. A row it only just entered
-    does not count: its put follows the deletion, and its rowid may have belonged to another row."""
-    if not pipeline.holds(table, rowid):
-        return False
-    delta = advance.deltas.get(pipeline, {}).get(table)
-    return delta is None or rowid not in delta.entered
+    def of_no_other(
+        self, rows: list[tuple[str, int, str]], others: Collection[Pipeline]
+    ) -> Sequence[str]:
+        """The texts of the rows that none of ``others`` kept; not to be changed."""
+        if not rows:
+            return ()
+        kept: set[tuple[str, int]] = set()
+        for other in others:
+            kept |= self._kept_by(other, rows)
+        if kept:
+            return [text for table, rowid, text in rows if (table, rowid) not in kept]
+        texts = self._texts.get(id(rows))
+        if texts is None:
+            texts = self._texts[id(rows)] = [text for _, _, text in rows]
+        return texts
+
+    def _kept_by(self, other: Pipeline, rows: list[tuple[str, int, str]]) -> set[tuple[str, int]]:
+        """Those that ``other`` kept through the whole advance. A row it only just entered does not
+        count: its put follows the deletion, and its rowid may have belonged to another row."""
+        kept = self._kept.get((id(rows), other))
+        if kept is None:
+            kept = self._kept[id(rows), other] = set()
+            delta = self._advance.deltas.get(other, {})
+            for table, rowids in self._by_table(rows).items():
+                held = other.held_of(table, rowids)
+                if held and table in delta:
+                    held = held - delta[table].entered
+                kept.update((table, rowid) for rowid in held)
+        return kept
+
+    def _by_table(self, rows: list[tuple[str, int, str]]) -> dict[str, set[int]]:
+        found = self._rowids.get(id(rows))
+        if found is None:
+            found = self._rowids[id(rows)] = {}
+            for table, rowid, _ in rows:
+                found.setdefault(table, set()).add(rowid)
+        return found
 
 
 def _measures(pipeline: Pipeline) -> QueryMeasures:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from itertools import chain
 from typing import TypeVar
 
 from view_syncer.advances import AdvanceQueue, GroupAdvance, Superseded
@@ -160,7 +161,7 @@ class GroupView:
         assert self.tables is not None
         bodies = [self._body_of(advance) for advance in advances]
         steps = [
-            Step(body.rows, advance.update.fresh)
+            Step(body.rows, [*chain.from_iterable(advance.update.fresh)])
             for body, advance in zip(bodies, advances, strict=True)
         ]
         return bodies, unheld_before(steps, self.tables.row_keys)

@@ -127,3 +127,22 @@ async def test_cancelled_work_cancels_those_who_wait(turns: int) -> None:
     lane.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
+
+
+async def test_a_lane_that_is_held_up_holds_up_nobody_else_for_long() -> None:
+    """A database connection may hang, or read something large, and one client comes meanwhile."""
+    held_up = asyncio.Event()
+
+    async def work(items: Sequence[int]) -> list[int | Exception]:
+        if 0 in items:
+            await held_up.wait()
+        return [*items]
+
+    batches = Batches(work, key=str, lanes=2, max_items=10)
+    first = asyncio.create_task(batches.run(0))
+    await started(3)
+    async with asyncio.timeout(2):
+        assert await batches.run(1) == 1
+    held_up.set()
+    assert await first == 0
+    await batches.join()

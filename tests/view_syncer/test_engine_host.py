@@ -15,13 +15,14 @@ from structlog.testing import capture_logs
 from tests.view_syncer.server import Replica, delete_task, edit_task, put_task, until
 from view_syncer import engine_host
 from view_syncer.engine_host import EngineHost
-from view_syncer.fan_out import WorkerAdvance
+from view_syncer.fan_out import MOST_ROWS_AT_ONCE, InternalQuery, Switch, WorkerAdvance
 from view_syncer.ivm.encode import ClientTables, SyncedTable
-from view_syncer.ivm.engine import Engine
+from view_syncer.ivm.engine import Engine, Subscription
 from view_syncer.ivm.hydration import HydrationLimits
 from view_syncer.ivm.pipeline import Pipeline
 from view_syncer.ivm.snapshot import SnapshotReader
 from zerocache.errors import QueryError, UnsafeIntegerError
+from zerocache.protocol.versions import Watermark
 from zerocache.replica.reader import open_replica
 from zerocache.replica.writer import ReplicaWriter
 from zerocache.zql.ast import Query, parse_query
@@ -492,3 +493,35 @@ async def test_advance_that_fails_inside_another_job_is_reported_too(
         await host.read(lambda _: host._advance())
     await until(lambda: bool(listener.fatal))
     await host.close()
+
+
+INTERNAL = {"own": InternalQuery("task", TABLES, "title", "T")}
+
+
+async def test_event_loop_is_not_held_up_by_many_internal_rows(
+    host: EngineHost, listener: Listener, replica: Replica
+) -> None:
+    """An application that keeps mutation results has any number of them in a group."""
+    many = MOST_ROWS_AT_ONCE + 1
+    version = replica.write(*[put_task(f"t{n}", title="T") for n in range(many)])
+    host.notify()
+    await until(lambda: host.state.version == version)
+    ran_by: list[int] = []
+    rows = Engine.rows
+
+    def observed(engine: Engine, subscription: Subscription) -> list[str]:
+        ran_by.append(threading.get_ident())
+        return rows(engine, subscription)
+
+    one = parse_query(b'{"table":"task","limit":1}')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Engine, "rows", observed)
+        async with host.prepared("g", TABLES, {"q": one}, switch=Switch(set(), INTERNAL)) as ready:
+            result = ready.result
+            if result is None:
+                result = await host.reconcile("g", TABLES, {"q": one}, (), INTERNAL, ready)
+        assert (len(result.puts), len(result.internal["own"])) == (1, many)
+        assert threading.get_ident() not in ran_by
+        view = await host.difference("g", TABLES, frozenset(), Watermark(version))
+        assert (len(view.puts), len(view.internal["own"])) == (1, many)
+        assert threading.get_ident() not in ran_by

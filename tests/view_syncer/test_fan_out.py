@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -67,7 +69,7 @@ class Store:
     def receive(self, update: GroupUpdate) -> None:
         puts = [text for run in update.puts for text in run]
         new = self.named(puts) - self.rows.keys()
-        fresh = self.named(update.fresh)
+        fresh = self.named([text for run in update.fresh for text in run])
         # Whatever is new is said to be, and what is said to be was not there, or goes first.
         assert new <= fresh
         assert fresh - new <= self.named(update.dels)
@@ -108,3 +110,42 @@ def test_every_group_ends_with_its_rows_and_knows_which_are_new(
         finally:
             engine.close()
             replica.close()
+
+
+@pytest.mark.parametrize("change", ["put", "delete"])
+@pytest.mark.parametrize("own", [False, True], ids=["same queries", "one of its own"])
+def test_what_a_large_advance_costs_a_group_does_not_grow_with_its_rows(
+    change: Literal["put", "delete"], own: bool, tmp_path: Path
+) -> None:
+    """Thousands of groups have the same rows; what is looked at for each of them must be less."""
+    rows, groups = 500, 40
+    all_rows: list[Row] = [{"id": f"i{n}", "code": f"c{n}", "rank": 1} for n in range(rows)]
+    present = all_rows if change == "delete" else []
+    replica = Replica(tmp_path / "replica.db", TABLES, {"task": present})
+    engine = Engine(replica.path)
+    fan_out = FanOut(MembershipLog())
+    for group in range(groups):
+        other = q("task", c("code", "=", f"c{group}")) if own else q("task", c("rank", "=", 1))
+        queries = {"all": q("task"), "other": other}
+        fan_out.reconcile(engine, group, BY_ID, queries, set(), {}, Prepared())
+    if change == "put":
+        replica.commit([Change("put", "task", row) for row in all_rows])
+    else:
+        replica.commit([Change("delete", "task", key=(row["id"],)) for row in all_rows])
+    advance = engine.advance()
+    assert advance is not None
+    calls = 0
+
+    def count(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+
+    sys.setprofile(count)
+    try:
+        updates = fan_out.updates(advance)
+    finally:
+        sys.setprofile(None)
+    assert len(updates) == groups
+    assert calls < 10 * rows + 150 * groups
+    engine.close()
+    replica.close()

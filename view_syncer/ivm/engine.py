@@ -138,11 +138,16 @@ class Engine:
         return instance if plan is None else Instance(plan.shape, instance.params)
 
     def request(
-        self, query: Query, client: ClientTables, *, rows: bool = True
+        self,
+        query: Query,
+        client: ClientTables,
+        instance: Instance | None = None,
+        *,
+        rows: bool = True,
     ) -> HydrationRequest | Pipeline:
         """The pipeline of ``query`` if it runs, else what a hydration elsewhere needs to know. With
-        ``rows`` it is to encode them too."""
-        instance = self.lift(query, client)
+        ``rows`` it is to encode them too. ``instance`` as for :meth:`subscribe`."""
+        instance = instance or self.lift(query, client)
         running = self._pipelines.get(instance)
         if running is not None:
             return running

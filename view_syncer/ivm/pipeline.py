@@ -114,6 +114,13 @@ class Pipeline:
             for level in self.plan.levels_of_table.get(table, ())
         )
 
+    def held_of(self, table: str, rowids: set[int]) -> set[int]:
+        """Those of ``rowids`` that :meth:`holds` is true of."""
+        found: set[int] = set()
+        for level in self.plan.levels_of_table.get(table, ()):
+            found |= self.levels[level.index].members.keys() & rowids
+        return found
+
     def rows(self) -> dict[str, set[int]]:
         """The row set: rowids by table."""
         found: dict[str, set[int]] = {}
