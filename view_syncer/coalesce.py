@@ -6,8 +6,9 @@ both as they stand in the text. Never changes an operation, only which of them r
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import msgspec
 
@@ -29,38 +30,42 @@ _decode = msgspec.json.Decoder(_RowOperation).decode
 Key = tuple[str, ...]
 
 
-def coalesced(
-    runs: Iterable[Sequence[str]], keys: RowKeys, unheld: Collection[Key] = ()
-) -> list[str]:
-    """The last operation on each row: it makes the ones before it pointless. Deletions come
-    first; there are none of ``unheld``, rows that clients do not have."""
-    last: dict[Key, str] = {}
-    for run in runs:
-        for text in run:
-            last[_key_of(text, keys)] = text
-    kept = (text for key, text in last.items() if key not in unheld or _is_put(text))
-    return sorted(kept, key=_is_put)
-
-
 @dataclass(frozen=True, slots=True)
 class Step:
-    """The row operations of an advance. ``fresh`` names, as deletions, rows it puts that clients
-    did not have before, unless it deletes another under the same key first."""
+    """The row operations of an advance that clients were not shown. ``fresh`` names, as deletions,
+    rows it puts that they did not have before, unless it deletes another under the same key
+    first."""
 
     runs: Sequence[Sequence[str]]
-    fresh: Collection[str]
+    fresh: Sequence[Sequence[str]]
 
 
-def unheld_before(steps: Iterable[Step], keys: RowKeys) -> set[Key]:
-    """Of the rows that ``steps`` are about those that clients surely did not have before."""
-    unheld: dict[Key, bool] = {}
-    for step in steps:
-        fresh = {_key_of(text, keys) for text in step.fresh}
-        for run in step.runs:
-            for text in run:
+def coalesced(
+    runs: Iterable[Sequence[str]], keys: RowKeys, skipped: Sequence[Step] = ()
+) -> list[str]:
+    """The last operation on each row of what was ``skipped`` and of the ``runs`` after it: it makes
+    the ones before it pointless. Deletions come first; there are none of rows that came with what
+    was skipped: clients never had them, and are not to hear what they are called."""
+    last: dict[Key, str] = {}
+    # Of the rows that are put before anything else happens to them, by which step.
+    came: dict[Key, int] = {}
+    for number, step in enumerate(skipped):
+        for text in chain.from_iterable(step.runs):
+            key = _key_of(text, keys)
+            if key not in last and _is_put(text):
+                came[key] = number
+            last[key] = text
+    for text in chain.from_iterable(runs):
+        last[_key_of(text, keys)] = text
+    gone = {key for key in came if not _is_put(last[key])}
+    for number, step in enumerate(skipped):
+        if any(came[key] == number for key in gone):
+            for text in chain.from_iterable(step.fresh):
                 key = _key_of(text, keys)
-                unheld.setdefault(key, key in fresh and _is_put(text))
-    return {key for key, surely in unheld.items() if surely}
+                if key in gone and came[key] == number:
+                    del last[key]
+                    gone.discard(key)
+    return sorted(last.values(), key=_is_put)
 
 
 def _key_of(text: str, keys: RowKeys) -> Key:

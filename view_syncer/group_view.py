@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from itertools import chain
 from typing import TypeVar
 
 from view_syncer.advances import AdvanceQueue, GroupAdvance, Superseded
@@ -27,7 +26,7 @@ from view_syncer.bodies import (
     got_body,
     wiping,
 )
-from view_syncer.coalesce import Key, Step, coalesced, unheld_before
+from view_syncer.coalesce import Step, coalesced
 from view_syncer.context import ConnectionContext
 from view_syncer.cvr.facts import Held
 from view_syncer.cvr.keeper import RecordKeeper
@@ -36,7 +35,7 @@ from view_syncer.engine_host import EngineHost
 from view_syncer.fact_keeper import FactKeeper
 from view_syncer.fan_out import Group, GroupUpdate, InternalQuery, Prepared, Switch
 from view_syncer.ivm.encode import ClientTables
-from view_syncer.poke import PokeBody, merge
+from view_syncer.poke import PokeBody
 from view_syncer.queries import QuerySource, Wanted
 from view_syncer.query_failures import report_failed, report_rejected
 from zerocache.errors import QueryError
@@ -150,21 +149,21 @@ class GroupView:
 
     def _merged(self, version: Watermark, advances: Sequence[GroupAdvance]) -> GroupAdvance:
         assert self.tables is not None
-        bodies, unheld = self._skipped(advances)
-        body = merge(self._facts.version(version), bodies, self.tables.row_keys, unheld)
+        body = PokeBody(self._facts.version(version))
+        skipped = self._add_skipped(body, advances)
+        body.rows = [coalesced((), self.tables.row_keys, skipped)]
         return GroupAdvance(version, GroupUpdate(()), body)
 
-    def _skipped(self, advances: Sequence[GroupAdvance]) -> tuple[list[PokeBody], set[Key]]:
-        """What clients were not shown because the permissions changed, and the rows that they
-        surely did not have before: if those are not to be shown in the end either, not even what
-        names them is."""
-        assert self.tables is not None
+    def _add_skipped(self, body: PokeBody, advances: Sequence[GroupAdvance]) -> list[Step]:
+        """Add what clients were not shown because the permissions changed, but for the rows: how
+        those came is returned."""
         bodies = [self._body_of(advance) for advance in advances]
-        steps = [
-            Step(body.rows, [*chain.from_iterable(advance.update.fresh)])
-            for body, advance in zip(bodies, advances, strict=True)
+        body.add(bodies)
+        body.rows = []
+        return [
+            Step(skipped.rows, advance.update.fresh)
+            for skipped, advance in zip(bodies, advances, strict=True)
         ]
-        return bodies, unheld_before(steps, self.tables.row_keys)
 
     def _body_of(self, advance: GroupAdvance) -> PokeBody:
         update, body = advance.update, advance.shared
@@ -316,7 +315,7 @@ class GroupView:
                 self._owner, self.tables, add, remove, internal, prepared
             )
             result = await self._or_care(self._advances.of_engine(answer, epoch))
-        missed, unheld = self._skipped(self._take_barred(wanted, result.version, epoch))
+        barred = self._take_barred(wanted, result.version, epoch)
         self._internal_running = True
         for query in remove:
             del self._running[query]
@@ -332,10 +331,10 @@ class GroupView:
         version = self._next_version(result.version)
         added = {query: result.units[query] for query in result.added}
         body = got_body(version, self._record, added, stopped, change)
-        body.add(missed)
+        skipped = self._add_skipped(body, barred)
         add_rows(body, result, self._queries, self._record.group_id)
-        if missed:
-            body.rows = [coalesced(body.rows, self.tables.row_keys, unheld)]
+        if skipped:
+            body.rows = [coalesced(body.rows, self.tables.row_keys, skipped)]
         for query in expired:
             self._record.drop_query(query, change)
         if change:

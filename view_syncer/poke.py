@@ -10,11 +10,11 @@ always ends in the newest state: a later operation on a key wins.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from view_syncer import wire
-from view_syncer.coalesce import Key, RowKeys, coalesced
+from view_syncer.coalesce import RowKeys, coalesced
 from zerocache.protocol import downstream
 from zerocache.protocol.poke_parts import PokeChunks, PokeParts
 from zerocache.protocol.versions import NEVER, ViewVersion
@@ -124,17 +124,12 @@ class PokeBody:
         return frames
 
 
-def merge(
-    version: ViewVersion,
-    bodies: Iterable[PokeBody],
-    keys: RowKeys,
-    unheld: Collection[Key] = (),
-) -> PokeBody:
+def merge(version: ViewVersion, bodies: Iterable[PokeBody], keys: RowKeys) -> PokeBody:
     """One body that has the effect of ``bodies`` in order, with one operation for each row;
-    ``keys`` name the rows to the clients, who have none of ``unheld``."""
+    ``keys`` name the rows to the clients."""
     merged = PokeBody(version)
     merged.add(bodies)
-    merged.rows = [coalesced(merged.rows, keys, unheld)]
+    merged.rows = [coalesced(merged.rows, keys)]
     return merged
 
 
