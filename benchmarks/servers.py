@@ -29,10 +29,6 @@ from benchmarks.sync_messages import ClientSchema
 READY_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 20.0
 # How often the readiness endpoint is asked; bounds the error of every start-up time.
-SETTLE_TIMEOUT_S = 60.0
-_LOOK_S = 0.1
-_QUIET_LOOKS = 3
-_QUIET_CPUS = 0.1  # the kernel counts in hundredths of a second
 _POLL_S = 0.01
 
 
@@ -147,16 +143,6 @@ class Server:
             count += 1
             cpu += times.user + times.system
         return Usage(count, rss / 1e6, pss / 1e6, cpu)
-
-    async def settled(self) -> None:
-        """Return once the server's processes do next to nothing: what came before is over."""
-        quiet = 0
-        async with asyncio.timeout(SETTLE_TIMEOUT_S):
-            while quiet < _QUIET_LOOKS:
-                before = self.usage(shared=False).cpu_s
-                await asyncio.sleep(_LOOK_S)
-                busy = (self.usage(shared=False).cpu_s - before) / _LOOK_S
-                quiet = quiet + 1 if busy <= _QUIET_CPUS else 0
 
     def replica_mb(self) -> float:
         return sum(file.stat().st_size for file in self._dir.glob("replica.db*")) / 1e6

@@ -127,7 +127,6 @@ def _touch(bench: Workbench, project: int) -> None:
 async def _memory(
     bench: Workbench, server: Server, case: str, instance: Callable[[int], int]
 ) -> Outcome:
-    await server.settled()
     before = server.usage().pss_mb
     wave = await _new_groups(
         bench, server, _MEMORY_GROUPS, lambda n: queries.tree(_TREE_ISSUES, instance(n))
