@@ -274,7 +274,7 @@ class FanOut:
         nothing bounds what an application keeps there."""
         for rows in internal.values():
             instance = self._instance_of(engine, rows)
-            request = engine.request(rows.query(), rows.client, instance, rows=False)
+            request = engine.request(instance, rows.client, rows=False)
             if isinstance(request, Pipeline):
                 most_rows -= request.size()
                 continue
@@ -332,7 +332,7 @@ class FanOut:
                 continue
             try:
                 queries.client[key] = self._join(
-                    engine, group, key, query, client, instances.get(key)
+                    engine, group, key, instances.get(key) or query, client
                 )
             except QueryError as error:
                 failed[key] = error
@@ -341,9 +341,7 @@ class FanOut:
         result = Reconciled(engine.version, set(add) - failed.keys(), failed, [], [], {})
         for key, rows in internal.items():
             instance = self._instance_of(engine, rows)
-            queries.internal[key] = self._join(
-                engine, group, key, rows.query(), rows.client, instance
-            )
+            queries.internal[key] = self._join(engine, group, key, instance, rows.client)
             if prepared.rows:
                 result.internal[key] = engine.rows(queries.internal[key])
         for hydration in prepared.hydrations:
@@ -480,11 +478,10 @@ class FanOut:
         engine: Engine,
         group: Group,
         key: QueryKey,
-        query: Query,
+        query: Query | Instance,
         client: ClientTables,
-        instance: Instance | None = None,
     ) -> Subscription:
-        subscription = engine.subscribe(query, client, instance)
+        subscription = engine.subscribe(query, client)
         readers = self._readers.setdefault(subscription.pipeline, {})
         readers.setdefault(group, set()).add(key)
         self._membership.started(subscription.pipeline, subscription.client, engine.version)

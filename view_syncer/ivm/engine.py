@@ -138,16 +138,11 @@ class Engine:
         return instance if plan is None else Instance(plan.shape, instance.params)
 
     def request(
-        self,
-        query: Query,
-        client: ClientTables,
-        instance: Instance | None = None,
-        *,
-        rows: bool = True,
+        self, query: Query | Instance, client: ClientTables, *, rows: bool = True
     ) -> HydrationRequest | Pipeline:
         """The pipeline of ``query`` if it runs, else what a hydration elsewhere needs to know. With
-        ``rows`` it is to encode them too. ``instance`` as for :meth:`subscribe`."""
-        instance = instance or self.lift(query, client)
+        ``rows`` it is to encode them too. An instance must be of :attr:`schema`."""
+        instance = query if isinstance(query, Instance) else self.lift(query, client)
         running = self._pipelines.get(instance)
         if running is not None:
             return running
@@ -216,12 +211,10 @@ class Engine:
             self._examined.add(pipeline.plan)
             self._new_plans.append(pipeline)
 
-    def subscribe(
-        self, query: Query, client: ClientTables, instance: Instance | None = None
-    ) -> Subscription:
-        """Join the pipeline of ``query``, hydrating it here and now if it does not run.
-        ``instance`` is what the query is under :attr:`schema`, if that is known."""
-        instance = instance or self.lift(query, client)
+    def subscribe(self, query: Query | Instance, client: ClientTables) -> Subscription:
+        """Join the pipeline of ``query``, hydrating it here and now if it does not run. An instance
+        must be of :attr:`schema`."""
+        instance = query if isinstance(query, Instance) else self.lift(query, client)
         pipeline = self._pipelines.get(instance)
         if pipeline is None:
             pipeline = self._start(instance)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import apsw
@@ -76,7 +76,7 @@ class HydrationRequest:
     schema: ReplicaSchema
     client: ClientTables
     encoder: Encoder | None = None
-    cancelled: threading.Event = field(default_factory=threading.Event)
+    cancelled: threading.Event | None = None
 
 
 def hydrate(
@@ -91,7 +91,7 @@ def hydrate(
     reader = readers.take()
     try:
         reader.begin()
-        watch = _Watch(request.cancelled, limits)
+        watch = _Watch(request.cancelled or threading.Event(), limits)
         reader.db.set_progress_handler(watch.expired, STEPS_BETWEEN_CHECKS)
         pipeline = Pipeline(request.plan, request.instance, max_rows=limits.max_rows)
         with watch:

@@ -6,6 +6,7 @@ import json
 import tempfile
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -162,7 +163,8 @@ def test_a_query_beyond_its_time_fails_and_names_the_setting(large: Replica) -> 
 
 def test_a_hydration_nobody_waits_for_ends(large: Replica) -> None:
     engine = Engine(large.path)
-    wanted = request(engine, _ENDLESS)
+    stop = threading.Event()
+    wanted = replace(request(engine, _ENDLESS), cancelled=stop)
     ended: list[BaseException] = []
 
     def run() -> None:
@@ -173,7 +175,7 @@ def test_a_hydration_nobody_waits_for_ends(large: Replica) -> None:
 
     thread = threading.Thread(target=run)
     thread.start()
-    wanted.cancelled.set()
+    stop.set()
     thread.join(timeout=60)
     assert not thread.is_alive()
     assert len(ended) == 1
@@ -195,9 +197,9 @@ def test_a_failed_hydration_leaves_no_snapshot_behind(replica: Replica, engine: 
 
 def test_a_pooled_reader_is_not_bound_by_the_last_query(replica: Replica, engine: Engine) -> None:
     pool = ReaderPool(replica.path, 4)
-    first = request(engine, q("task"))
-    hydrate(pool, first, UNLIMITED).close()
-    first.cancelled.set()
+    stop = threading.Event()
+    hydrate(pool, replace(request(engine, q("task")), cancelled=stop), UNLIMITED).close()
+    stop.set()
     second = hydrate(pool, request(engine, q("task")), UNLIMITED)
     assert second.pipeline.row_count() == 5
     second.close()
