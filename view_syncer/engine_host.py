@@ -170,7 +170,7 @@ class EngineHost:
         """A newer version may be ready."""
         if not self._advance_requested.is_set():
             self._advance_requested.set()
-            self._jobs.put(self._advance_on_request)
+            self._jobs.put_aside(self._advance_on_request)
 
     @property
     def state(self) -> EngineState:
@@ -329,7 +329,7 @@ class EngineHost:
 
     def examine_plans(self) -> None:
         """Look at every running plan again: tables grow, and wishes are forgotten."""
-        self._jobs.put(lambda: self._examine_later(self._engine.pipeline_of_each_plan()))
+        self._jobs.put_aside(lambda: self._examine_later(self._engine.pipeline_of_each_plan()))
 
     async def read(self, function: Callable[[Engine], T]) -> T:
         """Run a read-only function on the engine thread."""
@@ -383,7 +383,7 @@ class EngineHost:
         """One job each, behind whatever waits already."""
         if self._on_wishes is not None:
             for pipeline in pipelines:
-                self._jobs.put_later(partial(self._examine, pipeline))
+                self._jobs.put_aside(partial(self._examine, pipeline))
 
     def _examine(self, pipeline: Pipeline) -> None:
         try:

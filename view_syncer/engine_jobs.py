@@ -6,8 +6,8 @@ costs as much again (benchmarks/storms.py: 600 against 690 new groups a second, 
 after a restart). So a job that is known to be short runs on the event loop itself while the thread
 has nothing to do: a few of them, then whatever else the loop has.
 
-Owns order and exclusion. Invariants: one job runs at a time; those that the event loop gives run in
-the order in which it gives them, whoever runs them.
+Owns order and exclusion. Invariants: one job runs at a time; jobs run in the order in which they
+are given, whoever runs them, but for those put aside, which nobody waits for.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ LOST_SHARE = 0.05
 
 
 class EngineJobs:
-    """:meth:`put`, :meth:`put_short` and :meth:`end` are for the event loop, :meth:`put_later` for
-    jobs; :meth:`run` is the thread's life."""
+    """:meth:`put`, :meth:`put_short` and :meth:`end` are for the event loop, :meth:`put_aside` for
+    jobs too; :meth:`run` is the thread's life."""
 
     def __init__(
         self,
@@ -43,7 +43,8 @@ class EngineJobs:
         self._loop = loop
         self._clock = clock
         self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        self._short: deque[Job] = deque()
+        # What the event loop has not come to yet, and whether it is short; the first one is.
+        self._given: deque[tuple[Job, bool]] = deque()
         # Had by whoever runs a job.
         self._turn = threading.Lock()
         # Jobs given to the thread and not done yet, and whether short ones wait for their end.
@@ -57,24 +58,26 @@ class EngineJobs:
     @property
     def unfinished(self) -> int:
         """How many jobs were given and are not done."""
-        return len(self._short) + self._outstanding
+        return len(self._given) + self._outstanding
 
     def put(self, job: Job) -> None:
         """Have the thread run it."""
-        self._hand_over()
-        self.put_later(job)
+        if self._given:
+            self._given.append((job, False))
+        else:
+            self.put_aside(job)
 
-    def put_later(self, job: Job) -> None:
-        """The same, behind whatever waits already."""
+    def put_aside(self, job: Job) -> None:
+        """Have the thread run it, whatever else waits here for its turn."""
         with self._count:
             self._outstanding += 1
         self._queue.put(job)
 
     def put_short(self, job: Job) -> None:
         """Have it run soon, by whoever is free. Its time must be bounded, whatever the data."""
-        self._short.append(job)
-        if len(self._short) == 1:
-            self._loop.call_soon(self._run_short)
+        self._given.append((job, True))
+        if len(self._given) == 1:
+            self._loop.call_soon(self._run_given)
 
     def end(self) -> None:
         """The thread ends once it has run what was given so far; nothing given later is run."""
@@ -93,13 +96,14 @@ class EngineJobs:
                 awaited = self._awaited and not self._outstanding
                 self._awaited = self._awaited and not awaited
             if awaited and not self._loop.is_closed():
-                self._loop.call_soon_threadsafe(self._run_short)
+                self._loop.call_soon_threadsafe(self._run_given)
 
-    def _run_short(self) -> None:
-        if not self._short:
-            return
+    def _run_given(self) -> None:
         if self._lost_much():
             self._hand_over()
+        while self._given and not self._given[0][1]:
+            self.put_aside(self._given.popleft()[0])
+        if not self._given:
             return
         with self._count:
             self._awaited = self._outstanding > 0
@@ -107,15 +111,16 @@ class EngineJobs:
             return
         try:
             with self._turn:
-                self._run_some()
+                self._run_short()
         finally:
-            if self._short:
-                self._loop.call_soon(self._run_short)
+            if self._given:
+                self._loop.call_soon(self._run_given)
 
-    def _run_some(self) -> None:
+    def _run_short(self) -> None:
         begin = now = self._clock()
-        while self._short and now - begin < TURN_S:
-            self._short.popleft()()
+        while self._given and self._given[0][1] and now - begin < TURN_S:
+            job, _ = self._given.popleft()
+            job()
             before, now = now, self._clock()
             self._lost_s += max(0.0, now - before - LONG_S)
 
@@ -125,5 +130,5 @@ class EngineJobs:
         return self._lost_s > MOST_LOST_S
 
     def _hand_over(self) -> None:
-        while self._short:
-            self.put_later(self._short.popleft())
+        while self._given:
+            self.put_aside(self._given.popleft()[0])

@@ -119,7 +119,31 @@ async def test_nothing_overtakes_a_short_job(jobs: Jobs) -> None:
     jobs.jobs.put_short(jobs.job(3))
     await jobs.done()
     assert jobs.ran == [1, 2, 3]
-    assert jobs.on_loop[:2] == [False, False]
+    assert jobs.on_loop == [True, False, True]
+
+
+async def test_what_is_put_aside_waits_for_no_short_job(jobs: Jobs) -> None:
+    release = jobs.hold()
+    for name in (1, 2):
+        jobs.jobs.put_short(jobs.job(name))
+    jobs.jobs.put_aside(jobs.job("aside"))
+    await asyncio.sleep(0)
+    release()
+    await jobs.done()
+    assert jobs.ran == ["held", "aside", 1, 2]
+
+
+async def test_what_waits_at_the_end_is_still_run(jobs: Jobs) -> None:
+    release = jobs.hold()
+    jobs.jobs.put_short(jobs.job(1))
+    jobs.jobs.put(jobs.job(2))
+    jobs.jobs.put_short(jobs.job(3))
+    await asyncio.sleep(0)
+    jobs.jobs.end()
+    release()
+    await jobs.done()
+    assert jobs.ran == ["held", 1, 2, 3]
+    assert not any(jobs.on_loop)
 
 
 async def test_the_loop_gets_its_turn_between_short_jobs(jobs: Jobs) -> None:
@@ -159,7 +183,7 @@ async def test_one_job_that_was_held_up_changes_nothing(jobs: Jobs) -> None:
 
 async def test_a_job_may_give_another(jobs: Jobs) -> None:
     more = jobs.job("more")
-    jobs.jobs.put_short(jobs.job(1, then=lambda: jobs.jobs.put_later(more)))
+    jobs.jobs.put_short(jobs.job(1, then=lambda: jobs.jobs.put_aside(more)))
     await jobs.done()
     assert jobs.ran == [1, "more"]
     assert jobs.on_loop == [True, False]
