@@ -50,7 +50,8 @@ def machine() -> dict[str, Any]:
         "cpus_usable": len(os.sched_getaffinity(0)),
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
         "system": platform.platform(),
-        "python": platform.python_version(),
+        # Builds differ by half: whose it is says more than the version.
+        "python": f"{platform.python_version()} of {sys.base_prefix}",
         "sqlite_of_apsw": apsw.sqlite_lib_version(),
         "load_average_at_start": round(os.getloadavg()[0], 2),
     }

@@ -109,7 +109,7 @@ class Preparation:
 
 
 class EngineHost:
-    """Starts the engine thread, runs jobs on it, and delivers advances.
+    """Starts the engine thread, has jobs run, and delivers advances.
 
     * :meth:`notify` asks for an advance; requests that pile up are coalesced;
     * the next advance waits until the event loop took the last one over: a loop that is busy
