@@ -23,6 +23,7 @@ import structlog
 from view_syncer.cvr.facts import Members, RowKey
 from view_syncer.engine_jobs import EngineJobs
 from view_syncer.fan_out import (
+    MOST_QUERIES_AT_ONCE,
     MOST_ROWS_AT_ONCE,
     FanOut,
     FullView,
@@ -226,7 +227,8 @@ class EngineHost:
         switch: Switch | None,
     ) -> dict[QueryKey, HydrationRequest]:
         rows = self._quick_rows
-        return await self._call_short(
+        call = self._call_short if len(queries) <= MOST_QUERIES_AT_ONCE else self._call
+        return await call(
             lambda e: self._fan_out.begin(e, group, client, queries, prepared, rows, switch)
         )
 

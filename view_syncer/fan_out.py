@@ -33,7 +33,8 @@ QueryKey = str
 LONGEST_BEGINNING_S = 0.005
 """How long one group's queries may keep the engine before the rest of them goes elsewhere."""
 MOST_ROWS_AT_ONCE = 2_000
-"""What encoding them takes is still short."""
+MOST_QUERIES_AT_ONCE = 32
+"""What beginning and encoding them takes is still short."""
 
 
 @dataclass(slots=True)

@@ -7,6 +7,7 @@ import shutil
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import apsw
 import pytest
@@ -15,10 +16,16 @@ from structlog.testing import capture_logs
 from tests.view_syncer.server import Replica, delete_task, edit_task, put_task, until
 from view_syncer import engine_host
 from view_syncer.engine_host import EngineHost
-from view_syncer.fan_out import MOST_ROWS_AT_ONCE, InternalQuery, Switch, WorkerAdvance
+from view_syncer.fan_out import (
+    MOST_QUERIES_AT_ONCE,
+    MOST_ROWS_AT_ONCE,
+    InternalQuery,
+    Switch,
+    WorkerAdvance,
+)
 from view_syncer.ivm.encode import ClientTables, SyncedTable
 from view_syncer.ivm.engine import Engine, Subscription
-from view_syncer.ivm.hydration import HydrationLimits
+from view_syncer.ivm.hydration import HydrationLimits, HydrationRequest
 from view_syncer.ivm.pipeline import Pipeline
 from view_syncer.ivm.snapshot import SnapshotReader
 from zerocache.errors import QueryError, UnsafeIntegerError
@@ -525,3 +532,19 @@ async def test_event_loop_is_not_held_up_by_many_internal_rows(
         view = await host.difference("g", TABLES, frozenset(), Watermark(version))
         assert (len(view.puts), len(view.internal["own"])) == (1, many)
         assert threading.get_ident() not in ran_by
+
+
+@pytest.mark.parametrize("more", [0, 1])
+async def test_event_loop_is_not_held_up_by_many_queries(host: EngineHost, more: int) -> None:
+    ran_by: set[int] = set()
+    request = Engine.request
+
+    def observed(engine: Engine, *args: Any, **options: Any) -> HydrationRequest | Pipeline:
+        ran_by.add(threading.get_ident())
+        return request(engine, *args, **options)
+
+    queries = {str(n): titled(str(n)) for n in range(MOST_QUERIES_AT_ONCE + more)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Engine, "request", observed)
+        async with host.prepared("g", TABLES, queries):
+            assert (ran_by == {threading.get_ident()}) is (more == 0)
