@@ -259,7 +259,7 @@ class SyncSession:
     def receive_text(self, data: bytes) -> Poke | Other | None:
         try:
             if data.startswith(_PART_START):
-                self._may_poke("pokePart")
+                self._check_turn("pokePart")
                 decoder = _part_message if self.state.keep_rows else _counted_part_message
                 self._add_part(decoder.decode(data)[1], len(data))
                 return None
@@ -269,10 +269,7 @@ class SyncSession:
             raise ProtocolViolation(f"malformed message ({error}): {data[:200]!r}") from error
 
     def _dispatch(self, kind: str, body: Raw, size: int) -> Poke | Other | None:
-        if kind.startswith("poke"):
-            self._may_poke(kind)
-        elif self.ended:
-            raise ProtocolViolation(f"{kind!r} was sent after a fatal error")
+        self._check_turn(kind)
         if kind == "pokePart":
             decoder = _part if self.state.keep_rows else _counted_part
             self._add_part(decoder.decode(body), size)
@@ -284,10 +281,10 @@ class SyncSession:
             return self._end(_poke_end.decode(body))
         return self._other(kind, body)
 
-    def _may_poke(self, kind: str) -> None:
+    def _check_turn(self, kind: str) -> None:
         if self.ended:
             raise ProtocolViolation(f"{kind!r} was sent after a fatal error")
-        if not self.connected:
+        if kind.startswith("poke") and not self.connected:
             raise ProtocolViolation(f"{kind!r} was sent before 'connected'")
 
     def receive_binary(self, data: bytes) -> None:

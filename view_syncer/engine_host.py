@@ -24,7 +24,6 @@ from view_syncer.cvr.facts import Members, RowKey
 from view_syncer.engine_jobs import EngineJobs
 from view_syncer.fan_out import (
     MOST_QUERIES_AT_ONCE,
-    MOST_ROWS_AT_ONCE,
     FanOut,
     FullView,
     Group,
@@ -279,13 +278,15 @@ class EngineHost:
         self, group: Group, client: ClientTables, held: frozenset[RowKey], base: Watermark
     ) -> FullView:
         """What a client that has the rows ``held`` of version ``base`` needs to have it all."""
-        most = MOST_ROWS_AT_ONCE
-        view = await self._call_short(
-            lambda e: self._fan_out.short_difference(e, group, client, held, base, most)
-        )
-        if view is not None:
-            return view
-        return await self._call(lambda e: self._fan_out.difference(e, group, client, held, base))
+
+        def difference(engine: Engine) -> FullView:
+            return self._fan_out.difference(engine, group, client, held, base)
+
+        def if_short(engine: Engine) -> FullView | None:
+            return difference(engine) if self._fan_out.is_short(group, held) else None
+
+        view = await self._call_short(if_short)
+        return await self._call(difference) if view is None else view
 
     async def take_moves(self, keep_ended_s: float = math.inf) -> Taken:
         """What moved in and out of the queries here since the last call, and which units that

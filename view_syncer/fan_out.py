@@ -279,6 +279,7 @@ class FanOut:
             if isinstance(request, Pipeline):
                 most_rows -= request.size()
                 continue
+            # None at all would be no limit.
             begun = engine.start_quickly(request, max(1, most_rows))
             if begun is None:
                 return False
@@ -415,22 +416,11 @@ class FanOut:
             view.internal[key] = engine.rows(subscription)
         return view
 
-    def short_difference(
-        self,
-        engine: Engine,
-        group: Group,
-        client: ClientTables,
-        held: frozenset[RowKey],
-        base: Watermark,
-        most_rows: int,
-    ) -> FullView | None:
-        """The same as :meth:`difference`, if there are no more than ``most_rows`` to be looked
-        at."""
+    def is_short(self, group: Group, held: frozenset[RowKey]) -> bool:
+        """Whether a :meth:`difference` from ``held`` looks at :data:`MOST_ROWS_AT_ONCE` at most."""
         queries = self._groups.get(group)
         running = [] if queries is None else [*queries.pipelines(), *queries.internal_pipelines()]
-        if len(held) + sum(pipeline.size() for pipeline in running) > most_rows:
-            return None
-        return self.difference(engine, group, client, held, base)
+        return len(held) + sum(pipeline.size() for pipeline in running) <= MOST_ROWS_AT_ONCE
 
     def difference(
         self,

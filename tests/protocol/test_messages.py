@@ -250,6 +250,14 @@ def test_the_message_names_the_place() -> None:
         decode_upstream(text)
 
 
+@pytest.mark.parametrize("schema", ['{"tables":{"t":{"primaryKey":["a"]}}}', "7", '"x"'])
+def test_the_message_names_the_schema(schema: str) -> None:
+    frame = f'["initConnection",{{"desiredQueriesPatch":[],"clientSchema":{schema}}}]'
+    with pytest.raises(ClientFacingError, match="clientSchema") as caught:
+        decode_upstream(frame)
+    assert caught.value.kind == "InvalidMessage"
+
+
 def test_a_query_that_is_no_text_where_nobody_reads_it_is_refused() -> None:
     """The text of a query is stored as it was sent."""
     put = b'{"op":"put","hash":"h","ast":{"table":"t","unknown":"\xff"}}'

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from functools import cached_property, lru_cache
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 import msgspec
 
@@ -50,7 +50,7 @@ class ClientSchema(msgspec.Struct, frozen=True, dict=True):
     def from_json(cls, text: str | bytes) -> ClientSchema:
         """Decode a *stored* schema; one this server no longer understands needs a newer client."""
         try:
-            return _decoded(text)
+            return decode_client_schema(text)
         except msgspec.DecodeError as error:
             raise ClientFacingError(
                 "SchemaVersionNotSupported",
@@ -59,7 +59,15 @@ class ClientSchema(msgspec.Struct, frozen=True, dict=True):
             ) from error
 
 
-@lru_cache(maxsize=64)
-def _decoded(text: str | bytes) -> ClientSchema:
-    """Most client groups declare the same one, and it may be large."""
+def decode_client_schema(text: str | bytes) -> ClientSchema:
+    """``msgspec.DecodeError`` if it is none. Most client groups declare the same one."""
+    return (_known if len(text) <= _MAX_KNOWN else _decode)(text)
+
+
+def _decode(text: str | bytes) -> ClientSchema:
     return msgspec.json.decode(text, type=ClientSchema)
+
+
+_known: Final = lru_cache(maxsize=64)(_decode)
+_MAX_KNOWN: Final = 65_536
+"""Clients may invent any number of larger ones: those are not kept."""

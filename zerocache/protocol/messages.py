@@ -9,13 +9,12 @@ either returns a complete message or raises ``InvalidMessage``; nothing else esc
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import lru_cache
-from typing import Any, Final, Literal, TypeAlias, TypeVar, cast
+from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 import msgspec
 
 from zerocache.errors import ClientFacingError, QueryError
-from zerocache.protocol.client_schema import ClientSchema
+from zerocache.protocol.client_schema import ClientSchema, decode_client_schema
 from zerocache.protocol.identifiers import fault_of
 from zerocache.zql.ast import And, Condition, Exists, Or, Query, parse_query
 
@@ -321,17 +320,14 @@ def _query_op(op: _WireOp) -> QueryOp:
     return PutQuery(op.hash, op.ttl, query, ast_json, op.name, op.args)
 
 
-_decode_schema: Final = cast(
-    "Callable[[bytes], ClientSchema | None]", msgspec.json.Decoder(ClientSchema | None).decode
-)
-_known_schema: Final = lru_cache(maxsize=64)(_decode_schema)
-_MAX_KNOWN_SCHEMA: Final = 65_536
-
-
 def _client_schema(raw: msgspec.Raw) -> ClientSchema | None:
-    """Most clients declare the same one."""
     text = bytes(raw)
-    return (_known_schema if len(text) <= _MAX_KNOWN_SCHEMA else _decode_schema)(text)
+    if text == b"null":
+        return None
+    try:
+        return decode_client_schema(text)
+    except msgspec.ValidationError as error:
+        raise msgspec.ValidationError(f"`clientSchema` is none: {error}") from error
 
 
 def _init_connection(body: _WireInit) -> InitConnection:

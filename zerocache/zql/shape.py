@@ -105,9 +105,8 @@ class Related(msgspec.Struct, frozen=True):
     node: Node
 
 
+# Shapes are looked up several times for every query that starts.
 class Node(msgspec.Struct, frozen=True, cache_hash=True):
-    # Shapes are looked up several times for every query that starts.
-
     table: str
     where: Filter
     order: tuple[tuple[str, ast.Direction], ...]
