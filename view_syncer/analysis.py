@@ -9,7 +9,7 @@ whoever may call it, and with which permissions in the query, is the caller's af
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -253,7 +253,7 @@ def _read_rows(
     return found
 
 
-def _rows_by_table(puts: list[str]) -> dict[str, list[Row]]:
+def _rows_by_table(puts: Sequence[str]) -> dict[str, list[Row]]:
     found: dict[str, list[Row]] = {}
     for text in puts:
         put = msgspec.json.decode(text)

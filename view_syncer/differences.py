@@ -8,12 +8,13 @@ does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from view_syncer.cvr.facts import RowKey
 from view_syncer.ivm.encode import ClientTables
 from view_syncer.ivm.pipeline import Pipeline
+from zerocache.protocol.joined_rows import size_of
 from zerocache.protocol.versions import Watermark
 
 MAX_DIFFERENCES = 64
@@ -40,8 +41,8 @@ class DifferenceKey(NamedTuple):
 class Difference(NamedTuple):
     """Both must not be changed: others are sent them too."""
 
-    dels: list[str]
-    puts: list[str]
+    dels: Sequence[str]
+    puts: Sequence[str]
 
 
 class Differences:
@@ -110,5 +111,5 @@ def _size(key: DifferenceKey, made: Difference) -> int:
     return _HELD_BYTES * len(key.held) + _texts_size(made.dels) + _texts_size(made.puts)
 
 
-def _texts_size(texts: Collection[str]) -> int:
-    return _OPERATION_BYTES * len(texts) + sum(map(len, texts))
+def _texts_size(texts: Sequence[str]) -> int:
+    return _OPERATION_BYTES * len(texts) + size_of(texts)

@@ -84,9 +84,9 @@ class Reconciled:
     version: Watermark
     added: set[QueryKey]
     failed: dict[QueryKey, QueryError]
-    puts: list[str]
-    dels: list[str]
-    internal: dict[QueryKey, list[str]]
+    puts: Sequence[str]
+    dels: Sequence[str]
+    internal: dict[QueryKey, Sequence[str]]
     units: dict[QueryKey, UnitId] = field(default_factory=dict)
 
 
@@ -96,9 +96,9 @@ class FullView:
     with older rows lacks of it."""
 
     version: Watermark
-    puts: list[str]
-    internal: dict[QueryKey, list[str]]
-    dels: list[str] = field(default_factory=list)
+    puts: Sequence[str]
+    internal: dict[QueryKey, Sequence[str]]
+    dels: Sequence[str] = ()
 
 
 @dataclass(slots=True)
@@ -379,10 +379,10 @@ class FanOut:
         client: ClientTables,
         before: Mapping[str, set[int]],
         ready: list[EncodedRows],
-    ) -> list[str]:
+    ) -> Sequence[str]:
         """Rows only the new queries brought."""
 
-        def made() -> list[str]:
+        def made() -> Sequence[str]:
             fresh = {t: rows - before.get(t, set()) for t, rows in queries.held().items()}
             return engine.encode_rows(client, fresh, ready)
 
@@ -409,9 +409,10 @@ class FanOut:
 
     def full_view(self, engine: Engine, group: Group) -> FullView:
         queries = self._groups.setdefault(group, _GroupQueries())
-        view = FullView(engine.version, [], {})
-        for client in {s.client for s in queries.client.values()}:
-            view.puts.extend(engine.encode_rows(client, queries.held()))
+        clients = {s.client for s in queries.client.values()}
+        runs = [engine.encode_rows(client, queries.held()) for client in clients]
+        puts = runs[0] if len(runs) == 1 else list(chain.from_iterable(runs))
+        view = FullView(engine.version, puts, {})
         for key, subscription in queries.internal.items():
             view.internal[key] = engine.rows(subscription)
         return view

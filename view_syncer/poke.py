@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from view_syncer import wire
 from view_syncer.coalesce import RowKeys, coalesced
 from zerocache.protocol import downstream
+from zerocache.protocol.joined_rows import size_of
 from zerocache.protocol.poke_parts import PokeChunks, PokeParts
 from zerocache.protocol.versions import NEVER, ViewVersion
 
@@ -69,7 +70,7 @@ class PokeBody:
         """Number of operations, and about how many bytes they hold; looked at once, so for a body
         that is complete."""
         if self._weight is None:
-            rows = sum(sum(map(len, run)) for run in self.rows)
+            rows = sum(map(size_of, self.rows))
             size = self.size()
             self._weight = size, rows + sum(map(len, self.mutations)) + 64 * size
         return self._weight

@@ -239,14 +239,14 @@ class QuerySource:
             body.mutations.extend(text.encode() for text in patch.puts)
 
     def add_gone_results(
-        self, held: Iterable[str], rows: Mapping[str, list[str]], body: PokeBody
+        self, held: Iterable[str], rows: Mapping[str, Sequence[str]], body: PokeBody
     ) -> None:
         """Delete the mutation results that somebody has and that are no longer among ``rows``."""
         there = {_decode_put(put).mutation.id for put in rows.get(MUTATION_RESULTS, ())}
         body.mutations.extend(key.encode() for key in held if _decode_del(key).id not in there)
 
     def add_internal_rows(
-        self, group_id: str, rows: Mapping[str, list[str]], body: PokeBody
+        self, group_id: str, rows: Mapping[str, Sequence[str]], body: PokeBody
     ) -> None:
         """Translate the internal rows of a hydration or a full view."""
         _add_lmids(rows.get(LMIDS, ()), body)

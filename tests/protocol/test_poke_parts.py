@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
+from itertools import islice
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zerocache.protocol.downstream import del_query, put_mutation, put_query, put_row
+from zerocache.protocol.joined_rows import SEPARATOR, Block, JoinedRows, size_of
 from zerocache.protocol.poke_parts import (
     MAX_CHUNK_BYTES,
     MAX_ENTRIES,
@@ -163,20 +166,68 @@ def test_a_chunk_that_cannot_hold_a_character_is_refused() -> None:
         PokeChunks("p", 4)
 
 
+def joined(encoded: list[str], lengths: Iterable[int]) -> JoinedRows:
+    """``encoded`` in blocks of so many, the rest in one."""
+    remaining, blocks = iter(encoded), []
+    for length in [*lengths, len(encoded)]:
+        if block := list(islice(remaining, length)):
+            blocks.append(Block(SEPARATOR.join(block).encode(), len(block)))
+    return JoinedRows(blocks)
+
+
+def test_joined_rows_look_like_the_rows_they_are() -> None:
+    encoded = [row(n, "é,\n") for n in range(5)]
+    rows = joined(encoded, [2, 1])
+    assert [block.length for block in rows.blocks] == [2, 1, 2]
+    assert [*rows] == encoded
+    assert (len(rows), rows[1], rows[3:]) == (5, encoded[1], encoded[3:])
+    assert not joined([], [])
+    assert size_of(rows) == sum(len(text.encode()) for text in encoded) + 2 * len(SEPARATOR)
+
+
+def test_a_block_that_is_not_what_it_says_is_not_taken_apart() -> None:
+    with pytest.raises(AssertionError, match="2 row operations came apart as 1"):
+        list(JoinedRows([Block(row(1).encode(), 2)]))
+
+
+@pytest.mark.parametrize(("first", "parts"), [(1, [0, 100]), (0, [100])])
+def test_a_block_begins_another_part_if_it_does_not_fit(first: int, parts: list[int]) -> None:
+    target = PokeParts("p")
+    target.add_got([put_query("q")] * first)
+    target.add_rows(joined([row(n) for n in range(100)], []))
+    frames = target.take()
+    assert target.finish() == []
+    assert [len(body.get("rowsPatch", ())) for body in bodies(frames)] == parts
+
+
+def test_large_rows_of_a_block_go_in_several_parts() -> None:
+    parts = PokeParts("p")
+    parts.add_rows(joined([row(0), *[sized_row(600_000)] * 3], [1]))
+    assert [len(b["rowsPatch"]) for b in bodies(parts.finish())] == [3, 1]
+
+
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 rows = st.lists(st.tuples(st.integers(0, 9), texts), max_size=250)
 
 
 @settings(max_examples=60, deadline=None)
-@given(rows, st.integers(5, 64), st.booleans())
+@given(
+    rows,
+    st.integers(5, 64),
+    st.sampled_from([str, bytes, JoinedRows]),
+    st.lists(st.integers(1, 120)),
+)
 def test_slices_join_to_the_rows_and_never_split_a_character(
-    values: list[tuple[int, str]], chunk_bytes: int, as_bytes: bool
+    values: list[tuple[int, str]], chunk_bytes: int, form: type, lengths: list[int]
 ) -> None:
     """sync-protocol.md §10 #26"""
     encoded = [row(number, text) for number, text in values]
     parts, chunks = PokeParts("p"), PokeChunks("p", chunk_bytes)
     for target in (parts, chunks):
-        target.add_rows([r.encode() for r in encoded] if as_bytes else encoded)
+        if form is JoinedRows:
+            target.add_rows(joined(encoded, lengths))
+        else:
+            target.add_rows([r.encode() for r in encoded] if form is bytes else encoded)
     frames = chunks.take() + chunks.finish()
     assert all(len(frame) <= chunk_bytes for frame in frames)
     for frame in frames:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -516,7 +516,7 @@ async def test_event_loop_is_not_held_up_by_many_internal_rows(
     ran_by: list[int] = []
     rows = Engine.rows
 
-    def observed(engine: Engine, subscription: Subscription) -> list[str]:
+    def observed(engine: Engine, subscription: Subscription) -> Sequence[str]:
         ran_by.append(threading.get_ident())
         return rows(engine, subscription)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,7 +55,7 @@ class Store:
     def name(self, row: Row) -> tuple[Any, ...]:
         return tuple(row[column] for column in self.client.tables["task"].key)
 
-    def apply(self, texts: list[str]) -> None:
+    def apply(self, texts: Sequence[str]) -> None:
         for text in texts:
             operation = msgspec.json.decode(text)
             if operation["op"] == "put":

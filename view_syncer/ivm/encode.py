@@ -7,7 +7,8 @@ Python never looks at a column value: a ``put`` is one string per row straight f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from array import array
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import islice
@@ -19,6 +20,8 @@ import msgspec
 from view_syncer.ivm.levels import rowid_array
 from view_syncer.ivm.pipeline import Delta
 from zerocache.errors import QueryError, UnsafeIntegerError
+from zerocache.protocol.joined_rows import SEPARATOR, Block, JoinedRows
+from zerocache.protocol.poke_parts import MAX_ENTRIES
 from zerocache.replica.schema import ReplicaColumn, ReplicaSchema
 from zerocache.replica.sql import literal, quote
 
@@ -38,10 +41,14 @@ class SyncedTable:
 
 @dataclass(frozen=True, slots=True)
 class PatchSql:
-    """``put`` and ``del_`` each select (rowid, text) for the rowids bound to the only parameter."""
+    """``put`` and ``del_`` each select (rowid, text) for the rowids bound to the only parameter.
+    ``block`` selects how many of the rows there are and the values of their puts, as they stand in
+    a :class:`Block` between ``head`` and a brace."""
 
     put: str
     del_: str
+    block: str = ""
+    head: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -130,8 +137,34 @@ class Encoder:
         self._schema = schema
         self._sql: dict[str, PatchSql | None] = dict(client.custom)
 
-    def puts(self, db: apsw.Connection, rows: Mapping[str, Collection[int]]) -> list[str]:
+    def puts(self, db: apsw.Connection, rows: Mapping[str, Collection[int]]) -> Sequence[str]:
         """A ``put`` for each of the rows (by table) that exists in ``db``."""
+        return self._joined(db, rows) or self._puts(db, rows)
+
+    def _joined(
+        self, db: apsw.Connection, rows: Mapping[str, Collection[int]]
+    ) -> JoinedRows | None:
+        """The same; None if that is not worth it, or some row cannot be encoded."""
+        if sum(map(len, rows.values())) < _FEWEST_JOINED:
+            return None
+        blocks: list[Block] = []
+        for table, rowids in rows.items():
+            sql = self._table(table)
+            if sql is None:
+                continue
+            if not sql.block:
+                return None
+            remaining = iter(rowids)
+            while chunk := array("q", islice(remaining, MAX_ENTRIES)):
+                try:
+                    ((count, values),) = db.execute(sql.block, (apsw.carray(chunk),))
+                except (apsw.SQLError, apsw.TooBigError):
+                    return None
+                if count:
+                    blocks.append(Block(sql.head + values + b"}", count))
+        return JoinedRows(blocks)
+
+    def _puts(self, db: apsw.Connection, rows: Mapping[str, Collection[int]]) -> list[str]:
         found: list[str] = []
         for table, rowids in rows.items():
             sql = self._table(table)
@@ -234,9 +267,12 @@ class Encoder:
         head = msgspec.json.encode(table.name).decode()
         put = f'{{"op":"put","tableName":{head},"value":'
         del_ = f'{{"op":"del","tableName":{head},"id":'
+        value = _object(table.name, [columns[c] for c in table.columns])
         return PatchSql(
-            _select(table.name, put, [columns[c] for c in table.columns]),
-            _select(table.name, del_, [columns[c] for c in table.key]),
+            _select(table.name, put, value),
+            _select(table.name, del_, _object(table.name, [columns[c] for c in table.key])),
+            _select_block(table.name, put, value),
+            put.encode(),
         )
 
     def _columns(self, table: SyncedTable) -> Mapping[str, ReplicaColumn]:
@@ -255,6 +291,8 @@ class Encoder:
 _decode_rowids = msgspec.json.Decoder(list[int]).decode
 _ONE_STEP_ROWS = 500
 """Rows encoded at a time; with them the statement's answer is a text of some hundred kilobytes."""
+_FEWEST_JOINED = 4
+"""Fewer rows are as well encoded one by one."""
 
 
 def _texts(db: apsw.Connection, sql: str, rowids: Collection[int]) -> list[tuple[int, str]]:
@@ -316,17 +354,32 @@ _MAX_ARGUMENTS = 60
 """Columns per json_object call; SQLite limits a function to 127 arguments by default."""
 
 
-def _select(table: str, head: str, columns: list[ReplicaColumn]) -> str:
+def _object(table: str, columns: list[ReplicaColumn]) -> str:
+    """The SQL expression of a row's JSON object."""
     chunks = [columns[i : i + _MAX_ARGUMENTS] for i in range(0, len(columns), _MAX_ARGUMENTS)]
     objects = [f"json_object({_pairs(table, chunk)})" for chunk in chunks]
-    value = objects[0]
-    if len(objects) > 1:
-        # Cut by length, not by trimming: the last value of a chunk may end in braces itself.
-        value = " || ',' || ".join(f"substr({o}, 2, length({o}) - 2)" for o in objects)
-        value = f"'{{' || {value} || '}}'"
+    if len(objects) == 1:
+        return objects[0]
+    # Cut by length, not by trimming: the last value of a chunk may end in braces itself.
+    value = " || ',' || ".join(f"substr({o}, 2, length({o}) - 2)" for o in objects)
+    return f"'{{' || {value} || '}}'"
+
+
+def _select(table: str, head: str, value: str) -> str:
     return (
         f"SELECT _rowid_, {literal(head)} || {value} || '}}' "  # noqa: S608 (quoted parts only)
-        f"FROM {quote(table)} WHERE _rowid_ IN (SELECT value FROM carray(?))"
+        f"FROM {quote(table)} AS found WHERE _rowid_ IN (SELECT value FROM carray(?))"
+    )
+
+
+def _select_block(table: str, head: str, value: str) -> str:
+    # What stands between two values is the end of one operation and the head of the next. The
+    # order of the join is told, or SQLite sorts the rowids first.
+    between = literal("}" + SEPARATOR + head)
+    return (
+        f"SELECT count(*), CAST(group_concat({value}, {between}) AS BLOB) "  # noqa: S608
+        f"FROM carray(?) AS wanted CROSS JOIN {quote(table)} AS found "
+        "ON found._rowid_ = wanted.value"
     )
 
 
@@ -335,7 +388,8 @@ def _pairs(table: str, columns: Iterable[ReplicaColumn]) -> str:
 
 
 def _json_value(table: str, column: ReplicaColumn) -> str:
-    name = quote(column.name)
+    # Named in full: in a join there are others with columns of their own.
+    name = f"found.{quote(column.name)}"
     match column.client_type:
         case "boolean":
             return f"json(CASE {name} WHEN 0 THEN 'false' WHEN 1 THEN 'true' END)"
@@ -343,8 +397,8 @@ def _json_value(table: str, column: ReplicaColumn) -> str:
             return f"json({name})"
         case "number" if column.upstream_type not in _EXACT_SMALL:
             return (
-                f"CASE WHEN typeof({name}) = 'integer' AND {name} NOT BETWEEN {-_MAX_SAFE} AND "
-                f"{_MAX_SAFE} THEN {UNSAFE_FUNCTION}({literal(table)}, {literal(column.name)}, "
-                f"{name}) ELSE {name} END"
+                f"CASE WHEN {name} NOT BETWEEN {-_MAX_SAFE} AND {_MAX_SAFE} "
+                f"AND typeof({name}) = 'integer' THEN {UNSAFE_FUNCTION}({literal(table)}, "
+                f"{literal(column.name)}, {name}) ELSE {name} END"
             )
     return name

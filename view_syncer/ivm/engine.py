@@ -7,7 +7,7 @@ thread-safe: one thread calls it, and nothing here waits for anything but SQLite
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -241,7 +241,7 @@ class Engine:
             pipeline.release()
             self._router.remove(pipeline)
 
-    def rows(self, subscription: Subscription) -> list[str]:
+    def rows(self, subscription: Subscription) -> Sequence[str]:
         """A ``put`` for every row of the subscription, at :attr:`version`."""
         return self.encode_rows(subscription.client, subscription.pipeline.rows())
 
@@ -249,10 +249,12 @@ class Engine:
         self,
         client: ClientTables,
         rows: Mapping[str, set[int]],
-        ready: Iterable[EncodedRows] = (),
-    ) -> list[str]:
+        ready: Collection[EncodedRows] = (),
+    ) -> Sequence[str]:
         """A ``put`` for each of ``rows`` (by table), at :attr:`version`; what is ``ready`` from
         before is used as far as it is still true."""
+        if not ready:
+            return self.encoder(client).puts(self._current.db, rows)
         puts: list[str] = []
         missing: dict[str, set[int]] = {}
         for table, rowids in rows.items():

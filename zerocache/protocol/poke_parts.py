@@ -13,6 +13,8 @@ from typing import Final
 
 import msgspec
 
+from zerocache.protocol.joined_rows import Block, JoinedRows
+
 MAX_ENTRIES: Final = 100
 MAX_ROW_CHARACTERS: Final = 1_048_576
 MAX_CHUNK_BYTES: Final = 1_048_576
@@ -68,6 +70,10 @@ class PokeParts:
 
     def add_rows(self, rows: Sequence[str] | Sequence[bytes]) -> None:
         """Add encoded row operations, all of one type (text counts characters, bytes bytes)."""
+        if isinstance(rows, JoinedRows):
+            for block in rows.blocks:
+                self._add_block(block)
+            return
         start = 0
         while start < len(rows):
             run = rows[start : start + MAX_ENTRIES - self._entries]
@@ -81,6 +87,20 @@ class PokeParts:
             start += len(run)
             if self._entries >= MAX_ENTRIES or self._row_characters >= MAX_ROW_CHARACTERS:
                 self.close_part()
+
+    def _add_block(self, block: Block) -> None:
+        """As it is, unless no part may hold it."""
+        if block.length > MAX_ENTRIES or len(block.data) >= MAX_ROW_CHARACTERS:
+            self.add_rows(block.operations())
+            return
+        entries, size = self._entries + block.length, self._row_characters + len(block.data)
+        if entries > MAX_ENTRIES or size >= MAX_ROW_CHARACTERS:
+            self.close_part()
+            entries, size = block.length, len(block.data)
+        self._rows.append(block.data)
+        self._entries, self._row_characters = entries, size
+        if entries == MAX_ENTRIES:
+            self.close_part()
 
     def _until_limit(self, run: Sequence[str] | Sequence[bytes]) -> Sequence[str] | Sequence[bytes]:
         """The shortest start of ``run`` that reaches the limit: it is checked after adding."""

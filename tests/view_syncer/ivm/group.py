@@ -6,6 +6,7 @@ deleted). Invariant after every step: the store is what a client of that schema 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import msgspec
@@ -84,7 +85,7 @@ class Group:
         self.receive(result)
         return result
 
-    def _apply(self, dels: list[str], puts: list[str]) -> None:
+    def _apply(self, dels: list[str], puts: Sequence[str]) -> None:
         self.last = [msgspec.json.decode(text) for text in (*dels, *puts)]
         for op in self.last:
             table = op["tableName"]

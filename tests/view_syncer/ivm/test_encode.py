@@ -16,15 +16,21 @@ from tests.view_syncer.ivm.replica import Change, Replica, Table, client_tables
 from view_syncer.ivm.encode import ClientTables, Encoder, PatchSql, SyncedTable, register_functions
 from view_syncer.ivm.pipeline import TableDelta
 from zerocache.errors import QueryError, UnsafeIntegerError
+from zerocache.protocol.joined_rows import JoinedRows
 from zerocache.replica.reader import load_schema, open_replica
 from zerocache.replica.schema import ReplicaColumn, ReplicaTable
 from zerocache.replica.sql import quote
 
 _ODD = 'app.odd "table"'
+# Its columns are named as those of what its rows are looked up with.
+_LOOKUP = "lookup"
 TABLES = {
     "t": Table({"id": "int8", "f": "float8", "s": "text", "b": "bool", "j": "jsonb"}, ("id",)),
     "pair": Table({"p": "text", "q": "int4"}, ("p", "q")),
     _ODD: Table({"it's": "text", 'say "x"': "int4", "Ünï": "json"}, ("it's",)),
+    _LOOKUP: Table(
+        {"value": "int8", "count": "text", "pointer": "bool", "wanted": "int4"}, ("value",)
+    ),
     "wide": Table({f"c{i}": "int4" if i % 2 else "json" for i in range(150)}, ("c1",)),
 }
 
@@ -290,6 +296,73 @@ def test_rows_encoded_together_are_those_encoded_alone(replica: Replica, rows: i
     assert keys == {"t": {r: encode.keys_by_row(db, {"t": [r]})["t"][r] for r in rowids}}
 
 
+@pytest.mark.parametrize("rows", [3, 4, 100, 101, 250])
+def test_rows_joined_by_sqlite_are_those_encoded_alone(replica: Replica, rows: int) -> None:
+    odd = ["\n", ",\n", "},\n{", "\u2028\r\n", '"\\n"', "\x1f\t\0", "é\U0001f600", ""]
+    text = [one.replace("\0", "") for one in odd]
+    changes = [
+        _t(
+            n,
+            s=text[n % 8],
+            j=json.dumps(odd[n % 8], indent=1),
+            b=[None, True, False][n % 3],
+            f=n / 3,
+        )
+        for n in range(rows)
+    ]
+    named = [
+        Change(
+            "put", _LOOKUP, {"value": n, "count": text[n % 8], "pointer": n % 2 == 0, "wanted": n}
+        )
+        for n in range(rows)
+    ]
+    wide = {c: i if i % 2 else [{"i": i}] for i, c in enumerate(TABLES["wide"].columns)}
+    replica.commit([*changes, *named, Change("put", "wide", wide)])
+    encode, db = encoder(replica), reader(replica)
+    rowids = {
+        name: [row for (row,) in db.execute(f"SELECT _rowid_ FROM {quote(name)}")]  # noqa: S608
+        for name in ("t", _LOOKUP, "wide")
+    }
+    together = encode.puts(db, {t: [*ids, 10**6] for t, ids in rowids.items()})
+    alone = [text for t, ids in rowids.items() for r in ids for text in encode.puts(db, {t: [r]})]
+    assert isinstance(together, JoinedRows)
+    assert len(together) == len(alone) == 2 * rows + 1
+    assert [*together] == alone
+    assert json.loads(b"[" + b",".join(block.data for block in together.blocks) + b"]") == [
+        json.loads(text) for text in alone
+    ]
+    assert [json.loads(text)["value"]["s"] for text in alone[:rows]] == [
+        text[n % 8] for n in range(rows)
+    ]
+
+
+def test_of_many_rows_those_that_do_not_exist_are_left_out(replica: Replica) -> None:
+    replica.commit([_t(n) for n in range(5)])
+    encode, db = encoder(replica), reader(replica)
+    assert len(encode.puts(db, {"t": range(-100, 1000)})) == 5
+    assert len(encode.puts(db, {"t": range(10_000, 11_000)})) == 0
+    assert len(encode.puts(db, {"t": range(1, 6), "unknown": range(10), "pair": []})) == 5
+
+
+def test_a_row_among_many_that_cannot_be_encoded_fails_the_query(replica: Replica) -> None:
+    replica.commit([_t(n) for n in range(200)])
+    rowids = [row for (row,) in reader(replica).execute("SELECT _rowid_ FROM t")]
+    assert len(encoder(replica).puts(reader(replica), {"t": rowids})) == 200
+    replica.writer.begin_transaction("9" + "0" * 9)
+    replica.writer.update("t", {"id": 150}, {"id": 150, "j": "[" * 1500 + "]" * 1500})
+    replica.writer.end_transaction()
+    replica.writer.commit()
+    with pytest.raises(QueryError, match="table 't' cannot be encoded"):
+        encoder(replica).puts(reader(replica), {"t": rowids})
+
+
+def test_many_rows_too_large_for_one_text_are_encoded_alone(replica: Replica) -> None:
+    replica.commit([_t(n, s="x" * 1_000) for n in range(10)])
+    db = reader(replica)
+    db.limit(apsw.SQLITE_LIMIT_LENGTH, 3_000)
+    assert len(encoder(replica).puts(db, {"t": range(1, 11)})) == 10
+
+
 def test_texts_with_line_breaks_are_encoded_one_by_one(replica: Replica) -> None:
     sql = "SELECT _rowid_, char(10) || id FROM t WHERE _rowid_ IN (SELECT value FROM carray(?))"
     client = ClientTables("custom", {}, {"t": PatchSql(sql, sql)})
@@ -299,7 +372,8 @@ def test_texts_with_line_breaks_are_encoded_one_by_one(replica: Replica) -> None
     ]  # fmt: skip
 
 
-def test_a_row_among_others_that_cannot_be_encoded_is_named(replica: Replica) -> None:
-    replica.commit([_t(n) for n in (1, 2**53, 3)])
+@pytest.mark.parametrize("others", [2, 20])
+def test_a_row_among_others_that_cannot_be_encoded_is_named(replica: Replica, others: int) -> None:
+    replica.commit([_t(n) for n in (*range(others), 2**53)])
     with pytest.raises(UnsafeIntegerError, match=r"'id'.*9007199254740992"):
-        encoder(replica).puts(reader(replica), {"t": [1, 2, 3]})
+        encoder(replica).puts(reader(replica), {"t": range(1, others + 2)})

@@ -352,7 +352,7 @@ def test_a_query_whose_changes_sqlite_refuses_to_trace_fails_alone(
     del climb.__dict__["sql"]
     again = engine.subscribe(query, ALL)
     engine.unsubscribe(bad)
-    assert "new" in str(engine.rows(again))
+    assert "new" in str([*engine.rows(again)])
     replica.commit([task("newer", rank=1.0), note("no", "newer")])
     advance = engine.advance()
     assert advance is not None

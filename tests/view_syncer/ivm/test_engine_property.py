@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ def _client_key(table: str, value: dict[str, Any]) -> tuple[str, str]:
     return table, msgspec.json.encode(key, order="sorted").decode()
 
 
-def _apply(rows: Rows, operations: list[str]) -> None:
+def _apply(rows: Rows, operations: Sequence[str]) -> None:
     for text in operations:
         op = msgspec.json.decode(text)
         if op["op"] == "put":

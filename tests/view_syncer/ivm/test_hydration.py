@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
@@ -80,7 +80,7 @@ class Fetched:
         encoder = engine.encoder(ALL)
         puts = encoder.puts
 
-        def counted(db: apsw.Connection, rows: dict[str, set[int]]) -> list[str]:
+        def counted(db: apsw.Connection, rows: dict[str, set[int]]) -> Sequence[str]:
             self.rows.update(r for several in rows.values() for r in several)
             return puts(db, rows)
 
