@@ -404,7 +404,7 @@ class GroupView:
     def _emit(self, *bodies: PokeBody) -> None:
         """Poke what is this group's alone: nobody else will ask for its frames, which are as large
         again as what they are made of, twice."""
-        self._audience.emit(*bodies)
+        self._audience.emit(*bodies, own=True)
         for body in bodies:
             body.forget_frames()
 

@@ -25,6 +25,10 @@ SMALL_POKE_BYTES = 65_536
 
 MAX_HISTORY_OPERATIONS = 10_000
 MAX_HISTORY_BYTES = 128 * 1024
+MAX_OWN_BYTES = 16 * 1024
+"""A body that only one group has is not kept if it is larger: the rows of the queries a group began
+with would be half of what it costs, and hardly anybody comes who lacks them and nothing else. Who
+does (a second tab, or one that was away while the first went on) is helped by the engine."""
 
 CLEAR_ROWS = '{"op":"clear"}'
 """Wipes everything the client has, earlier operations of the poke included (§3.3)."""
@@ -158,10 +162,14 @@ class History:
         self._operations = self._bytes = 0
         self.floor = version
 
-    def add(self, body: PokeBody) -> None:
+    def add(self, body: PokeBody, *, own: bool = False) -> None:
+        """``own`` if no other group has any part of it."""
         if self._bodies:
             self._bodies[-1].forget_frames()
         operations, size = body.weight()
+        if own and size > MAX_OWN_BYTES:
+            self.restart(body.version)
+            return
         self._bodies.append(body)
         self._operations += 1 + operations
         self._bytes += size
