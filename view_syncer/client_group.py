@@ -242,7 +242,6 @@ class ClientGroup:
         self._audience.leave(client)
         if not self.clients:
             self._keeper.clock.stop()
-            self.schedule(self.touch())
             self._services.on_empty(self)
 
     def drained(self, client: Client) -> None:

@@ -82,13 +82,17 @@ class Maintenance:
 
     async def _touch_due(self) -> None:
         now = self._clock()
-        groups = [group for group in self._groups() if group.admitted()]
+        before = self._deadlines
         self._deadlines = {
-            group: self._deadlines.get(group) or self._first(now) for group in groups
+            group: before.get(group) or self._first(now)
+            for group in self._groups()
+            if group.admitted()
         }
-        due = [group for group in groups if now >= self._deadlines[group].touch_s]
+        due = [group for group, its in self._deadlines.items() if now >= its.touch_s]
         for group in due:
             self._deadlines[group].touch_s = now + self._intervals.touch_s
+        # Those that were left meanwhile: all together, since many may have left at once.
+        due += before.keys() - self._deadlines.keys()
         await asyncio.gather(*(group.touch() for group in due))
 
     def _first(self, now: float) -> _Deadlines:

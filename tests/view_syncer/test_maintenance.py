@@ -155,6 +155,23 @@ async def test_ttl_clock_is_written_down_while_connected(server: Server) -> None
     assert (await server.worker._store.load("g")).ttl_clock_ms > before
 
 
+async def test_ttl_clocks_of_groups_that_were_left_are_written_down(server: Server) -> None:
+    clients = [await server.connected(ALL_TASKS, group=f"g{n}") for n in range(5)]
+    work = maintenance(server, Clock(), Intervals(0, 0, touch_s=60))
+    await work.check()
+    for client in clients[1:]:
+        client.close()
+    await until(lambda: len(server.worker._live) == 1)
+    store = server.worker._store
+    before = {n: (await store.load(f"g{n}")).ttl_clock_ms for n in range(5)}
+    reached = {n: server.group(f"g{n}").ttl_now_ms() for n in range(1, 5)}
+    await work.check()
+    for n in range(5):
+        written = (await store.load(f"g{n}")).ttl_clock_ms
+        assert written == reached.get(n, before[0])
+        assert n == 0 or written > before[n]
+
+
 async def test_ttl_clocks_are_written_down_while_the_application_hangs(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
