@@ -92,15 +92,15 @@ class Audience:
         self.version = version
         self._history.restart(version)
 
-    def emit(self, *bodies: PokeBody, own: bool = False) -> None:
+    def emit(self, *bodies: PokeBody, first: bool = False) -> None:
         """Make each of ``bodies`` in turn the group's newest state and send them to those that are
-        current. ``own`` if no other group has any part of them."""
+        current. ``first`` if nobody had any rows before."""
         current = [client for client in self.clients.values() if self._is_current(client)]
         for body in bodies:
             if body.version <= self.version:
                 raise AssertionError(f"version {body.version} does not follow {self.version}")
             self.version = body.version
-            self._history.add(body, own=own)
+            self._history.add(body, first=first)
         for client in current:
             self.send(client, *bodies)
 

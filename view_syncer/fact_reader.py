@@ -77,7 +77,9 @@ class FactReader:
             read = await self._read_of(issuer, units)
             found.update(((issuer, unit), cached) for unit, cached in read.items())
         for key, cached in found.items():
-            self._remember(key, cached)
+            # What nothing is known of may be written about any moment, from before on.
+            if cached.history is not None:
+                self._remember(key, cached)
         return [found.get(key) for key in keys]
 
     async def _read_of(self, issuer: int, units: Collection[UnitId]) -> dict[UnitId, _Cached]:

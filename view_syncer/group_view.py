@@ -384,7 +384,7 @@ class GroupView:
     async def _save_result(self, change: ConfigChange, body: PokeBody) -> None:
         """Durable first, then the poke. A group that was cold has no deletions to offer: whoever
         holds rows is brought up to date by a full view instead."""
-        gap = self._has_gap
+        gap, first = self._has_gap, self._new
         self.cold = self._new = False
         bodies = [body] if body.size() or gap else []
         if self._deferred is not None:
@@ -399,12 +399,12 @@ class GroupView:
         if gap:
             self._audience.restart(body.version)
         else:
-            self._emit(*bodies)
+            self._emit(*bodies, first=first)
 
-    def _emit(self, *bodies: PokeBody) -> None:
+    def _emit(self, *bodies: PokeBody, first: bool = False) -> None:
         """Poke what is this group's alone: nobody else will ask for its frames, which are as large
-        again as what they are made of, twice."""
-        self._audience.emit(*bodies, own=True)
+        again as what they are made of, twice. ``first`` as for :meth:`Audience.emit`."""
+        self._audience.emit(*bodies, first=first)
         for body in bodies:
             body.forget_frames()
 

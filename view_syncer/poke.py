@@ -25,10 +25,9 @@ SMALL_POKE_BYTES = 65_536
 
 MAX_HISTORY_OPERATIONS = 10_000
 MAX_HISTORY_BYTES = 128 * 1024
-MAX_OWN_BYTES = 16 * 1024
-"""A body that only one group has is not kept if it is larger: the rows of the queries a group began
-with would be half of what it costs, and hardly anybody comes who lacks them and nothing else. Who
-does (a second tab, or one that was away while the first went on) is helped by the engine."""
+MAX_FIRST_BYTES = 16 * 1024
+"""What a group begins with is not kept if it is larger: it would be half of what the group costs,
+and whoever lacks it has nothing yet and is sent everything."""
 
 CLEAR_ROWS = '{"op":"clear"}'
 """Wipes everything the client has, earlier operations of the poke included (§3.3)."""
@@ -162,12 +161,12 @@ class History:
         self._operations = self._bytes = 0
         self.floor = version
 
-    def add(self, body: PokeBody, *, own: bool = False) -> None:
-        """``own`` if no other group has any part of it."""
+    def add(self, body: PokeBody, *, first: bool = False) -> None:
+        """``first`` if nobody who has any rows is before it."""
         if self._bodies:
             self._bodies[-1].forget_frames()
         operations, size = body.weight()
-        if own and size > MAX_OWN_BYTES:
+        if first and size > MAX_FIRST_BYTES:
             self.restart(body.version)
             return
         self._bodies.append(body)

@@ -25,6 +25,7 @@ from tests.view_syncer.server import (
     cookies,
     delete_task,
     edit_task,
+    put_tag,
     put_task,
     row_ops,
     server_config,
@@ -390,6 +391,28 @@ async def stalled(server: Server, group: str = "g") -> tuple[TestClient, Any]:
         await watcher.wait_cookie(version)
     watcher.close()
     return slow, connection
+
+
+async def test_queries_added_while_the_first_rows_are_on_their_way_cost_only_their_own(
+    server: Server,
+) -> None:
+    """What a group began with is not kept if it is large; what came after it is."""
+    server.replica.write(*[put_task(f"k{n}", title="x" * 10_000) for n in range(1000)])
+    server.replica.write(*[put_tag(f"t{n}", "y" * 300) for n in range(100)])
+    client = server.client(ALL_TASKS)
+    await client.connect()
+    assert client._transport is not None
+    client._transport.pause_reading()
+    connection: Any = server.group().clients[client.client_id]
+    await until(lambda: connection.clogged and connection.greeted)
+    client.change_queries(put=[ALL_TAGS])
+    queries = server.group()._record.queries
+    await until(lambda: ALL_TAGS.hash in queries and queries[ALL_TAGS.hash].got)
+    client._transport.resume_reading()
+    await client.wait_got(ALL_TASKS, ALL_TAGS)
+    puts = [[op for op, _ in row_ops(poke)].count("put") for poke in client.pokes]
+    assert [count for count in puts if count] == [1003, 100]
+    assert {op for poke in client.pokes for op, _ in row_ops(poke)} == {"put"}
 
 
 @pytest.mark.parametrize("size", [10, 300_000], ids=["in recent pokes", "beyond recent pokes"])

@@ -100,6 +100,16 @@ async def test_facts_that_were_incomplete_are_read_again(store: CountingStore) -
     assert await rows(reader, issuer, V2, "u") == {"u": {"u", "later"}}
 
 
+async def test_facts_that_were_not_written_yet_are_asked_for_again(store: CountingStore) -> None:
+    reader = FactReader(store)
+    number = await store.new_author()
+    await store.write_facts(number, V2, [])
+    assert await rows(reader, number - 1, V1, "u") == {"u": None}
+    checkpoint = Checkpoint(V2, pack(Members(V1, ["u"])))
+    await store.write_facts(number, V2, [UnitWrite("u", checkpoint, None)])
+    assert await rows(reader, number - 1, V1, "u") == {"u": {"u"}}
+
+
 async def test_whoever_gives_up_takes_nobody_along(store: CountingStore) -> None:
     reader = FactReader(store)
     issuer = await author_of(store, "u")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from benchmarks.sync_messages import ClientSchema, TableSchema
 from benchmarks.sync_state import SyncSession, SyncState
 from view_syncer import wire
-from view_syncer.poke import MAX_OWN_BYTES, SMALL_POKE_BYTES, History, PokeBody, merge
+from view_syncer.poke import MAX_FIRST_BYTES, SMALL_POKE_BYTES, History, PokeBody, merge
 from zerocache.protocol import downstream
 from zerocache.protocol.versions import NEVER, ViewVersion, Watermark, lexi_encode
 
@@ -234,15 +234,19 @@ def test_history_is_bounded_by_size_and_keeps_frames_of_the_newest_only() -> Non
     assert [bool(body._pokes) for body in bodies] == [False, False, False, True]
 
 
-def test_large_bodies_that_nobody_else_has_are_not_kept() -> None:
+def test_a_large_body_that_a_group_begins_with_is_not_kept() -> None:
+    def of_size(number: int, characters: int) -> PokeBody:
+        return PokeBody(version(number), rows=[[row_put("k" * characters, number)]])
+
+    small, large = 100, 2 * MAX_FIRST_BYTES
     history = History()
-    bodies = [PokeBody(version(n), rows=[[row_put("k" * 100, n)]]) for n in range(1, 7)]
-    bodies[2].rows = [[row_put("k" * 2 * MAX_OWN_BYTES, 3)]]
-    bodies[4].rows = [[row_put("k" * 2 * MAX_OWN_BYTES, 5)]]
-    for body, own in zip(bodies, [True, False, False, True, True, False], strict=True):
-        history.add(body, own=own)
-        if body is bodies[3]:
-            assert history.since(NEVER) == bodies[:4]
-    assert history.floor == version(5)
-    assert history.since(version(5)) == bodies[5:]
-    assert history.since(version(4)) is None
+    bodies = [of_size(1, small), of_size(2, small), of_size(3, large), of_size(4, large)]
+    for body, first in zip(bodies, [True, True, False, True], strict=True):
+        history.add(body, first=first)
+        if body is bodies[2]:
+            assert history.since(NEVER) == bodies[:3]
+    assert history.floor == version(4)
+    after = of_size(5, small)
+    history.add(after)
+    assert history.since(version(4)) == [after]
+    assert history.since(version(3)) is None

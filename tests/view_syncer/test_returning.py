@@ -229,6 +229,22 @@ async def test_members_that_could_not_be_written_are_written_later(
         assert ops(again) == [("del", "b")]
 
 
+async def test_tab_that_was_away_for_a_moment_is_sent_what_the_others_were(
+    replica: Replica, server: Server
+) -> None:
+    """Recent pokes tell it, before anything about the new query is written down. Only the rows a
+    group began with are not kept for others; a tab that has nothing is sent all there is."""
+    replica.write(*[put_task(f"k{n}", title="x" * 100) for n in range(1000)])
+    replica.write(*[put_tag(f"t{n}", "y" * 300) for n in range(100)])
+    away = await server.connected(ALL_TASKS)
+    before = copied(away.state)
+    other = await server.connected(ALL_TAGS)
+    assert len(other.state.rows) == len(before.rows) + 100
+    again = await server.connected(client_id=away.client_id, state=before)
+    assert len(ops(again)) == 100
+    assert again.state.rows == other.state.rows
+
+
 async def test_query_that_came_while_a_client_was_away_is_sent_whole(
     replica: Replica, server: Server
 ) -> None:

@@ -139,7 +139,8 @@ class Encoder:
 
     def puts(self, db: apsw.Connection, rows: Mapping[str, Collection[int]]) -> Sequence[str]:
         """A ``put`` for each of the rows (by table) that exists in ``db``."""
-        return self._joined(db, rows) or self._puts(db, rows)
+        joined = self._joined(db, rows)
+        return self._puts(db, rows) if joined is None else joined
 
     def _joined(
         self, db: apsw.Connection, rows: Mapping[str, Collection[int]]
