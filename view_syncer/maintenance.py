@@ -64,7 +64,13 @@ class Maintenance:
         self._intervals = intervals
         self._clock = clock or asyncio.get_running_loop().time
         self._deadlines: dict[ClientGroup, _Deadlines] = {}
+        self._left: set[ClientGroup] = set()
         self._parallel = asyncio.Semaphore(MAX_PARALLEL)
+
+    def left(self, group: ClientGroup) -> None:
+        """Its last client is gone: its clock is written down at the next check, together with
+        those of all that were left meanwhile."""
+        self._left.add(group)
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -82,18 +88,15 @@ class Maintenance:
 
     async def _touch_due(self) -> None:
         now = self._clock()
-        before = self._deadlines
+        groups = [group for group in self._groups() if group.admitted()]
         self._deadlines = {
-            group: before.get(group) or self._first(now)
-            for group in self._groups()
-            if group.admitted()
+            group: self._deadlines.get(group) or self._first(now) for group in groups
         }
-        due = [group for group, its in self._deadlines.items() if now >= its.touch_s]
+        due = [group for group in groups if now >= self._deadlines[group].touch_s]
         for group in due:
             self._deadlines[group].touch_s = now + self._intervals.touch_s
-        # Those that were left meanwhile: all together, since many may have left at once.
-        due += before.keys() - self._deadlines.keys()
-        await asyncio.gather(*(group.touch() for group in due))
+        left, self._left = self._left, set()
+        await asyncio.gather(*(group.touch() for group in {*due, *left}))
 
     def _first(self, now: float) -> _Deadlines:
         return _Deadlines(now + self._intervals.retransform_s, now + self._intervals.touch_s)

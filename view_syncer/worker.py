@@ -134,6 +134,7 @@ class Worker:
         self._writes = Writes.make(config, self._engine, self._queries)
         self._inspector = Inspector(config, self._engine, self._queries)
         self._replica = ReplicaWait(self._engine, self._queries)
+        self._maintenance = self._make_maintenance()
         self._services = Services(
             engine=self._engine,
             store=self._store,
@@ -148,7 +149,7 @@ class Worker:
         await self._sync_with_engine()
         self._spawn(self._follow_replica(version_socket))
         self._spawn(self._examine_plans())
-        self._spawn(self._maintenance().run())
+        self._spawn(self._maintenance.run())
         self._spawn(self._facts.run())
         self._spawn(self._keep_alive())
         self._spawn(Reaper(self._store, purging).run())
@@ -220,7 +221,7 @@ class Worker:
             "maxResidentKilobytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
         }
 
-    def _maintenance(self) -> Maintenance:
+    def _make_maintenance(self) -> Maintenance:
         auth = self._config.auth
         intervals = Intervals(
             revalidate_s=auth.revalidate_interval_seconds,
@@ -337,6 +338,7 @@ class Worker:
     def _linger(self, group: ClientGroup) -> None:
         if self._draining:
             return
+        self._maintenance.left(group)
         delay = 0.0 if group.stale else LINGER_S
         self._lingering[group] = asyncio.get_running_loop().call_later(
             delay, lambda: self._spawn(self._dissolve(group))
