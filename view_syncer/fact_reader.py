@@ -31,7 +31,7 @@ _Key = tuple[int, UnitId]
 @dataclass(frozen=True, slots=True)
 class _Cached:
     complete_to: Watermark
-    history: UnitHistory | None
+    history: UnitHistory
 
 
 class FactReader:
@@ -77,12 +77,12 @@ class FactReader:
             read = await self._read_of(issuer, units)
             found.update(((issuer, unit), cached) for unit, cached in read.items())
         for key, cached in found.items():
-            # What nothing is known of may be written about any moment, from before on.
-            if cached.history is not None:
-                self._remember(key, cached)
+            self._remember(key, cached)
         return [found.get(key) for key in keys]
 
     async def _read_of(self, issuer: int, units: Collection[UnitId]) -> dict[UnitId, _Cached]:
+        """Of those units of which something is known. The others are asked for again each time:
+        they may be written about any moment, and from before on."""
         stored = await self._store.read_facts(issuer + 1, units)
         complete_to = stored.complete_to
         if complete_to is None:
@@ -92,7 +92,7 @@ class FactReader:
             histories = _unpacked(covered)
         else:
             histories = await asyncio.to_thread(_unpacked, covered)
-        return {unit: _Cached(complete_to, histories.get(unit)) for unit in units}
+        return {unit: _Cached(complete_to, history) for unit, history in histories.items()}
 
     def _remember(self, key: _Key, cached: _Cached) -> None:
         replaced = self._cache.pop(key, None)
@@ -111,8 +111,9 @@ def _reaches(cached: _Cached | None, base: ViewVersion) -> bool:
     return cached is not None and cached.complete_to >= base.state
 
 
-def _unpacked(units: Mapping[UnitId, UnitFacts]) -> dict[UnitId, UnitHistory | None]:
-    return {unit: UnitHistory.read(facts) for unit, facts in units.items()}
+def _unpacked(units: Mapping[UnitId, UnitFacts]) -> dict[UnitId, UnitHistory]:
+    read = ((unit, UnitHistory.read(facts)) for unit, facts in units.items())
+    return {unit: history for unit, history in read if history is not None}
 
 
 def _is_covered(facts: UnitFacts, complete_to: Watermark) -> bool:
@@ -126,8 +127,7 @@ def _size(facts: UnitFacts) -> int:
 
 
 def _weight(cached: _Cached) -> int:
-    history = cached.history
-    return 1 if history is None else 1 + len(history.keys) + _moved_rows(history.moves)
+    return 1 + len(cached.history.keys) + _moved_rows(cached.history.moves)
 
 
 def _moved_rows(moves: Iterable[Move]) -> int:

@@ -409,8 +409,8 @@ class FanOut:
 
     def full_view(self, engine: Engine, group: Group) -> FullView:
         queries = self._groups.setdefault(group, _GroupQueries())
-        clients = {s.client for s in queries.client.values()}
-        runs = [engine.encode_rows(client, queries.held()) for client in clients]
+        held, clients = queries.held(), {s.client for s in queries.client.values()}
+        runs = [engine.encode_rows(client, held) for client in clients]
         puts = runs[0] if len(runs) == 1 else list(chain.from_iterable(runs))
         view = FullView(engine.version, puts, {})
         for key, subscription in queries.internal.items():

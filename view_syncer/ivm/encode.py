@@ -42,13 +42,11 @@ class SyncedTable:
 @dataclass(frozen=True, slots=True)
 class PatchSql:
     """``put`` and ``del_`` each select (rowid, text) for the rowids bound to the only parameter.
-    ``block`` selects how many of the rows there are and the values of their puts, as they stand in
-    a :class:`Block` between ``head`` and a brace."""
+    ``block``, if there is one, selects (data, length) of a :class:`Block` of the puts."""
 
     put: str
     del_: str
-    block: str = ""
-    head: bytes = b""
+    block: str | None = None
 
 
 @dataclass(frozen=True)
@@ -153,16 +151,16 @@ class Encoder:
             sql = self._table(table)
             if sql is None:
                 continue
-            if not sql.block:
+            if sql.block is None:
                 return None
             remaining = iter(rowids)
             while chunk := array("q", islice(remaining, MAX_ENTRIES)):
                 try:
-                    ((count, values),) = db.execute(sql.block, (apsw.carray(chunk),))
+                    (block,) = db.execute(sql.block, (apsw.carray(chunk),))
                 except (apsw.SQLError, apsw.TooBigError):
                     return None
-                if count:
-                    blocks.append(Block(sql.head + values + b"}", count))
+                if block[0] is not None:
+                    blocks.append(Block(*block))
         return JoinedRows(blocks)
 
     def _puts(self, db: apsw.Connection, rows: Mapping[str, Collection[int]]) -> list[str]:
@@ -273,7 +271,6 @@ class Encoder:
             _select(table.name, put, value),
             _select(table.name, del_, _object(table.name, [columns[c] for c in table.key])),
             _select_block(table.name, put, value),
-            put.encode(),
         )
 
     def _columns(self, table: SyncedTable) -> Mapping[str, ReplicaColumn]:
@@ -376,9 +373,9 @@ def _select(table: str, head: str, value: str) -> str:
 def _select_block(table: str, head: str, value: str) -> str:
     # What stands between two values is the end of one operation and the head of the next. The
     # order of the join is told, or SQLite sorts the rowids first.
-    between = literal("}" + SEPARATOR + head)
+    values = f"group_concat({value}, {literal('}' + SEPARATOR + head)})"
     return (
-        f"SELECT count(*), CAST(group_concat({value}, {between}) AS BLOB) "  # noqa: S608
+        f"SELECT CAST({literal(head)} || {values} || '}}' AS BLOB), count(*) "  # noqa: S608
         f"FROM carray(?) AS wanted CROSS JOIN {quote(table)} AS found "
         "ON found._rowid_ = wanted.value"
     )
